@@ -1,0 +1,106 @@
+"""Lag of a secondary: how far, in seconds, its image is behind the primary now.
+
+Owns: samples of the peer's last sequence number over time, and the figure made of them.
+Never: reads a clock; local monotonic seconds and the peer's wall ns come in with each call.
+
+A heartbeat says: at my wall time w my last number was s. Once s is applied, the image is at
+least as new as w. The peer's present wall time is the wall time of a heartbeat plus what has
+passed here since. So a cut link shows a growing lag, whatever is or is not written meanwhile.
+
+What a reader would get wrong: the figure may be too high, never too low (I14). A heartbeat that
+was under way for a while puts the peer's present too early; of the heartbeats since the sample
+in use the one that was under way least counts, and ``under_way_s`` takes off the rest. This
+also bounds what a step of the peer's clock can do: the figure is never below the time that has
+passed here since the sample in use came in.
+
+Source: spec §5.5, §7.6; invariant I14.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+_NS = 1_000_000_000
+
+
+class _Sample(NamedTuple):
+    seq: int
+    wall_ns: int
+    ahead_ns: int
+    """Peer wall minus local monotonic, by this heartbeat; a late heartbeat makes it smaller."""
+
+
+class LagClock:
+    """Lag of one group pair. ``fresh_s``: age in seconds up to which a heartbeat counts as the present."""
+
+    def __init__(self, fresh_s: float = 1.0, samples_max: int = 256) -> None:
+        self.fresh_s = fresh_s
+        self.samples_max = max(4, samples_max)
+        self._samples: deque[_Sample] = deque()
+        self._applied = 0
+        self._newest_mono_s = -math.inf
+
+    @property
+    def consistent_wall_ns(self) -> int | None:
+        """The image holds everything the peer had at this peer wall time; None if not known yet."""
+        if self._samples and self._samples[0].seq <= self._applied:
+            return self._samples[0].wall_ns
+        return None
+
+    def heartbeat(self, peer_last_seq: int, peer_wall_ns: int, local_mono_s: float, under_way_s: float = 0.0) -> None:
+        """Take in a heartbeat that came in at ``local_mono_s``. Heartbeats come in the order they were made.
+
+        ``under_way_s`` is the longest it can have been under way; if it answers a request, the time since that
+        was sent. Without it the figure can be too low by what the fastest recent heartbeat took.
+        """
+        ahead_ns = peer_wall_ns - round((local_mono_s - under_way_s) * _NS)
+        samples = self._samples
+        if samples and samples[-1].seq == peer_last_seq > self._applied:
+            # Nothing new was written: this sample says more than the one before, whose clock reading is kept.
+            ahead_ns = max(ahead_ns, samples.pop().ahead_ns)
+        samples.append(_Sample(peer_last_seq, peer_wall_ns, ahead_ns))
+        self._newest_mono_s = local_mono_s - under_way_s
+        self._forget_passed()
+        if len(samples) > self.samples_max:
+            self._drop_one()
+
+    def applied(self, seq: int) -> None:
+        """Everything up to ``seq`` is visible."""
+        if seq > self._applied:
+            self._applied = seq
+            self._forget_passed()
+
+    def lag_seconds(self, local_mono_s: float) -> float:
+        """Return the lag in seconds; infinite as long as nothing is known.
+
+        Exactly 0.0 if the newest heartbeat is younger than ``fresh_s`` and everything it told of is applied:
+        within ``fresh_s`` a silent link and an idle primary look the same.
+        """
+        consistent_ns = self.consistent_wall_ns
+        if consistent_ns is None:
+            return math.inf
+        if len(self._samples) == 1 and local_mono_s - self._newest_mono_s < self.fresh_s:
+            return 0.0
+        ahead_ns = max(sample.ahead_ns for sample in self._samples)
+        present_ns = ahead_ns + round(local_mono_s * _NS)
+        return max(0.0, (present_ns - consistent_ns) / _NS)
+
+    def _forget_passed(self) -> None:
+        """Keep one sample that is applied wholly, the newest, as the first."""
+        samples = self._samples
+        while len(samples) > 1 and samples[1].seq <= self._applied:
+            samples.popleft()
+
+    def _drop_one(self) -> None:
+        """Drop the sample that is missed least, never an end: the figure can only rise by it.
+
+        The one whose neighbours are nearest to each other, so that the samples stay evenly spread.
+        """
+        samples = self._samples
+        walls = [sample.wall_ns for sample in samples]
+        index = min(range(1, len(walls) - 1), key=lambda middle: walls[middle + 1] - walls[middle - 1])
+        dropped, following = samples[index], samples[index + 1]
+        samples[index + 1] = following._replace(ahead_ns=max(dropped.ahead_ns, following.ahead_ns))
+        del samples[index]

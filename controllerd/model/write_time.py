@@ -1,0 +1,213 @@
+"""Write times: the number that orders writes across the groups of one controller.
+
+Owns: the *write time information* (RC ¶29) of a controller, and how the next write gets its time.
+Never: reads a clock; ``now`` comes in with every call, in ns since the epoch.
+
+Three sources, one small class each (spec §3.3):
+
+- ``host``      the hosts carry the time; a write without one gets the remembered one (RC ¶26-30)
+- ``clock``     the controller's clock, strictly increasing (RC ¶50-51)
+- ``sequence``  a controller-wide counter (RC ¶52-53)
+
+What a reader would get wrong: a secondary applies *strictly before* the oldest arrived time,
+because more writes with an equal time may still be on their way. So times may repeat, and a
+time that was given to a write becomes visible only after something later has arrived in every
+group. ``tick`` makes that something. In host mode nothing else moves the time while no host
+carries one, so there ticks are needed on busy groups too, not only on idle ones.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Protocol, assert_never
+
+from controllerd.model.errors import BadOrder
+
+Source = Literal["host", "clock", "sequence"]
+
+MAX_CARRIED: Final = (1 << 63) - 1
+"""Latest time a host or peer may carry, in ns (year 2262). A later one would leave no room for the times after it."""
+
+
+class WriteTime(Protocol):
+    """What the three sources have in common. Times are u64: ns since the epoch, or a count."""
+
+    @property
+    def source(self) -> str:
+        """Name of the source as configured."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """Latest time handed out or observed (RC: write time information)."""
+        ...
+
+    @property
+    def clamped(self) -> int:
+        """How many carried times were older than ``last`` and became ``last``."""
+        ...
+
+    def stamp(self, now: int, carried: int | None) -> int:
+        """Return the time of the next host write. ``carried`` is the time it brought, or None.
+
+        Raises:
+            BadOrder: ``carried`` is above MAX_CARRIED; refuse the write, no time was used up.
+        """
+        ...
+
+    def pass_on(self, carried: int, now: int) -> int:
+        """Return the time of a write that an upstream controller has already given ``carried`` (RC ¶58-59).
+
+        Raises:
+            BadOrder: ``carried`` is above MAX_CARRIED; refuse the record.
+        """
+        ...
+
+    def tick(self, now: int) -> int:
+        """Return a time t > every time given to a write so far; no write of this controller gets one below t."""
+        ...
+
+    def observe(self, time: int) -> None:
+        """Recovery: ``time`` was given to a write. Nothing older is handed out from now on."""
+        ...
+
+
+def _too_late(carried: int) -> BadOrder:
+    return BadOrder(f"write time {carried} ns is above the largest allowed, {MAX_CARRIED}", carried=carried)
+
+
+class HostTime:
+    """Times that the hosts carry (RC ¶26-30). Never goes backwards: an older carried time is clamped and counted.
+
+    While hosts carry no times every write gets the same one, and a secondary must wait for a
+    later one before it may apply any of them. So ``tick`` moves the remembered time by 1 ns, but
+    only if a write got it since the last move: an idle controller comes to rest, and the
+    remembered time stays as close to the hosts' clock as it can. A host whose clock is so
+    coarse that its next write carries the time from before the move is clamped by that 1 ns.
+    """
+
+    __slots__ = ("_used", "clamped", "last")
+    source: Final = "host"
+
+    def __init__(self, last: int = 0) -> None:
+        self.last = last
+        self.clamped = 0
+        # A restored ``last`` was given to some write of the run before.
+        self._used = last > 0
+
+    def stamp(self, now: int, carried: int | None) -> int:
+        """See WriteTime. ``now`` is not used."""
+        self._used = True
+        if carried is None:
+            return self.last
+        if carried > self.last:
+            if carried > MAX_CARRIED:
+                raise _too_late(carried)
+            self.last = carried
+        elif carried < self.last:
+            self.clamped += 1
+        return self.last
+
+    def pass_on(self, carried: int, now: int) -> int:
+        """See WriteTime; like a host's time (RC ¶58)."""
+        return self.stamp(now, carried)
+
+    def tick(self, now: int) -> int:
+        """See WriteTime and the class. ``now`` is not used."""
+        if self._used:
+            self.last += 1
+            self._used = False
+        return self.last
+
+    def observe(self, time: int) -> None:
+        """See WriteTime."""
+        if time >= self.last:
+            self.last = time
+            self._used = True
+
+
+class ClockTime:
+    """The controller's clock, strictly increasing whatever the clock does (RC ¶50-51).
+
+    If the clock steps back, times go on in steps of 1 ns until the clock has caught up.
+    """
+
+    __slots__ = ("clamped", "last")
+    source: Final = "clock"
+
+    def __init__(self, last: int = 0) -> None:
+        self.last = last
+        self.clamped = 0
+
+    def stamp(self, now: int, carried: int | None) -> int:
+        """See WriteTime. What a host carried is ignored: this controller's clock decides."""
+        last = self.last + 1
+        if now > last:
+            last = now
+        self.last = last
+        return last
+
+    def pass_on(self, carried: int, now: int) -> int:
+        """See WriteTime: the upstream clock decides (spec §4.4), so equal times are possible here."""
+        if carried > self.last:
+            if carried > MAX_CARRIED:
+                raise _too_late(carried)
+            self.last = carried
+        elif carried < self.last:
+            self.clamped += 1
+        return self.last
+
+    def tick(self, now: int) -> int:
+        """See WriteTime."""
+        return self.stamp(now, None)
+
+    def observe(self, time: int) -> None:
+        """See WriteTime."""
+        if time > self.last:
+            self.last = time
+
+
+class SequenceTime:
+    """A controller-wide counter (RC ¶52-53): the first number is 1 and none is left out.
+
+    A tick takes a number too, so its record must be sent like a write's: the secondary skips none.
+    """
+
+    __slots__ = ("clamped", "last")
+    source: Final = "sequence"
+
+    def __init__(self, last: int = 0) -> None:
+        self.last = last
+        self.clamped = 0
+
+    def stamp(self, now: int, carried: int | None) -> int:
+        """See WriteTime. ``now`` and ``carried`` are not used."""
+        self.last += 1
+        return self.last
+
+    def pass_on(self, carried: int, now: int) -> int:
+        """See WriteTime: the upstream number means nothing here, the write gets an own one (RC ¶59)."""
+        self.last += 1
+        return self.last
+
+    def tick(self, now: int) -> int:
+        """See WriteTime."""
+        self.last += 1
+        return self.last
+
+    def observe(self, time: int) -> None:
+        """See WriteTime."""
+        if time > self.last:
+            self.last = time
+
+
+def make_write_time(source: Source, last: int = 0) -> WriteTime:
+    """Return the time source named in the configuration, which hands out nothing older than ``last``."""
+    match source:
+        case "host":
+            return HostTime(last)
+        case "clock":
+            return ClockTime(last)
+        case "sequence":
+            return SequenceTime(last)
+        case _:
+            assert_never(source)
