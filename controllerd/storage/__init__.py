@@ -1,0 +1,1 @@
+"""Bytes on disks: disks and regions, volumes, journals, write cache, destage, checkpoint, catalogue."""

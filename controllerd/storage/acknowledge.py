@@ -1,0 +1,165 @@
+"""Acknowledgement: when the writes of a group are complete, flushed and durable.
+
+Owns: the three horizons of a group, the journal syncs that move them, and what the
+synchronous peer has confirmed.
+Never: journals, or decides what happens when the peer stays silent (replication does).
+
+    complete  hosts may be told "done": journaled here (durable, if the group is
+              ``stable``) and, with a mirror, journaled at the peer (RC ¶57)
+    flushed   survives power loss, at the mirror too (FLUSH, FUA)
+    durable   survives power loss here
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+from controllerd.model.errors import Busy, JournalFailed, RemoteCopyError
+from controllerd.storage.horizons import Horizon, Waiter
+from controllerd.storage.journal import Journal
+
+Durability = Literal["cache", "stable"]
+
+
+class Acknowledgement:
+    """Horizons of one group over its ``journal``; numbers are the group's sequence numbers."""
+
+    def __init__(self, journal: Journal, durability: Durability, reached: int) -> None:
+        self._journal = journal
+        self.durability: Durability = durability
+        self.journaled = reached
+        self.mirrored = False
+        self.mirror_flush_wanted: Callable[[int], None] | None = None
+        self._mirror_acked = 0
+        self._mirror_durable = 0
+        self._sync_task: asyncio.Task[None] | None = None
+        self._sync_wanted = reached
+        self.complete = Horizon(reached)
+        self.flushed = Horizon(reached)
+        self.durable = Horizon(reached)
+
+    def committed(self, sequence: int) -> None:
+        """Records through ``sequence`` are in the journal."""
+        self.journaled = sequence
+        if self.durability == "stable":
+            self.request_sync(sequence)
+        elif not self.mirrored:
+            self.complete.advance(sequence)
+
+    def recovered(self, sequence: int) -> None:
+        """Recovery found and synced everything through ``sequence``."""
+        self.journaled = self._sync_wanted = sequence
+        for horizon in (self.complete, self.flushed, self.durable):
+            horizon.advance(sequence)
+
+    def restart(self, sequence: int) -> None:
+        """The journal begins anew behind ``sequence``; who still waits gets an error."""
+        for horizon in (self.complete, self.flushed, self.durable):
+            horizon.fail(Busy("the group's journal began anew"))
+        self.complete, self.flushed, self.durable = Horizon(sequence), Horizon(sequence), Horizon(sequence)
+        self.journaled = self._sync_wanted = sequence
+        self.mirrored = False
+
+    def fail(self, error: RemoteCopyError) -> None:
+        """The journal failed: nobody who waits will be served (I4)."""
+        for horizon in (self.complete, self.flushed, self.durable):
+            horizon.fail(error)
+
+    # ---- waiting -------------------------------------------------------------
+
+    def when_complete(self, sequence: int, waiter: Waiter) -> None:
+        """Call ``waiter`` when the write may be acknowledged."""
+        if self._journal.failed is not None:
+            waiter(self._journal.failed)
+            return
+        self.complete.when(sequence, waiter)
+
+    def when_flushed(self, sequence: int, waiter: Waiter) -> None:
+        """Call ``waiter`` when the write survives power loss; begins what is needed for it."""
+        if self._journal.failed is not None:
+            waiter(self._journal.failed)
+            return
+        self.flushed.when(sequence, waiter)
+        if sequence > self.flushed.reached:
+            self.request_sync(sequence)
+            if self.mirrored and self.mirror_flush_wanted is not None:
+                self.mirror_flush_wanted(sequence)
+
+    def when_durable(self, sequence: int, waiter: Waiter) -> None:
+        """Call ``waiter`` when the journal holds the record durably; begins the sync."""
+        if self._journal.failed is not None:
+            waiter(self._journal.failed)
+            return
+        self.durable.when(sequence, waiter)
+        self.request_sync(sequence)
+
+    async def make_durable(self) -> int:
+        """Return when everything journaled before the call is durable, with its last number.
+
+        Raises:
+            JournalFailed: it cannot be.
+        """
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        target = self.journaled
+
+        def finish(error: RemoteCopyError | None) -> None:
+            if not done.done():
+                if error is None:
+                    done.set_result(target)
+                else:
+                    done.set_exception(error)
+
+        self.when_durable(target, finish)
+        return await done
+
+    # ---- syncing -------------------------------------------------------------
+
+    def request_sync(self, sequence: int) -> None:
+        """Begin a journal sync unless ``sequence`` is durable; one sync serves all who wait (spec §3.5)."""
+        if sequence > self._sync_wanted:
+            self._sync_wanted = sequence
+        if self._sync_task is None and self._sync_wanted > self.durable.reached:
+            self._sync_task = asyncio.get_running_loop().create_task(self._sync())
+
+    async def _sync(self) -> None:
+        try:
+            while self._sync_wanted > self.durable.reached and self.journaled > self.durable.reached:
+                durable = self.durable
+                target = await self._journal.sync()
+                durable.advance(target)
+                self.update()
+        except JournalFailed as error:
+            self.fail(error)
+        finally:
+            self._sync_task = None
+
+    def update(self) -> None:
+        """Move the horizons as far as journal and mirror allow."""
+        complete = self.journaled if self.durability == "cache" else self.durable.reached
+        flushed = self.durable.reached
+        if self.mirrored:
+            complete = min(complete, self._mirror_acked)
+            flushed = min(flushed, self._mirror_durable)
+        self.complete.advance(complete)
+        self.flushed.advance(flushed)
+
+    # ---- synchronous leg, primary side ----------------------------------------
+
+    def set_mirror(self, required: bool, acked: int = 0, durable: int = 0) -> None:
+        """Make completion wait for the synchronous peer, or no longer (spec §4.4)."""
+        self.mirrored = required
+        self._mirror_acked, self._mirror_durable = acked, durable
+        self.update()
+
+    def mirror_progress(self, acked: int, durable: int) -> None:
+        """The synchronous peer has journaled through ``acked`` and synced through ``durable``."""
+        self._mirror_acked = max(self._mirror_acked, acked)
+        self._mirror_durable = max(self._mirror_durable, durable)
+        self.update()
+
+    def fail_waiting(self, error: RemoteCopyError) -> None:
+        """Answer everyone who waits for the mirror with ``error`` (fence level data)."""
+        self.complete.fail(error)
+        self.flushed.fail(error)

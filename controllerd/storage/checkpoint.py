@@ -1,0 +1,132 @@
+"""Checkpoint: sync the disks, then remember in one transaction how far they are.
+
+Owns: the order that makes a crash at any point harmless: destage, sync the disks,
+commit maps and positions, and only then free journal segments and regions.
+Never: syncs a disk again after its sync failed (I4); the journal keeps everything
+since the last good checkpoint and recovery redoes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
+from controllerd.storage.catalogue import Catalogue
+from controllerd.storage.pools import Pool
+
+if TYPE_CHECKING:
+    from controllerd.storage.group import Group
+    from controllerd.storage.system import StorageSystem
+
+
+class Checkpointer:
+    """Takes checkpoints of a storage system every ``interval_s``, or when asked."""
+
+    def __init__(
+        self,
+        system: StorageSystem,
+        catalogue: Catalogue,
+        *,
+        interval_s: float,
+        run_blocking: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._system = system
+        self._catalogue = catalogue
+        self._interval_s = interval_s
+        self._run_blocking = run_blocking
+        self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._freed: list[tuple[Pool, int]] = []
+        self.count = 0
+
+    def freed(self, pool: Pool, region: int) -> None:
+        """A region left a map; it comes back to the free list with the next checkpoint."""
+        self._freed.append((pool, region))
+
+    def request(self) -> None:
+        """Take a checkpoint soon."""
+        self._wake.set()
+
+    def start(self) -> None:
+        """Begin to take checkpoints in the background."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Take no more in the background."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.checkpoint()
+            except (RemoteCopyError, OSError) as error:
+                self._system.report("checkpoint-failed", {"error": str(error)})
+                await asyncio.sleep(min(1.0, self._interval_s))
+            self._system.check_overflow()
+
+    async def checkpoint(self, change: Callable[[], Group] | None = None) -> None:
+        """Bring the disks and the catalogue up to what is visible now.
+
+        ``change`` is called just before the documents are taken: it restarts one group's
+        journal and returns the group, and that becomes durable together with the checkpoint.
+
+        Raises:
+            DiskFailed: a disk could not be synced; nothing was freed.
+        """
+        async with self._lock:
+            groups = list(self._system.groups.values())
+            for group in groups:
+                with contextlib.suppress(JournalFailed):  # that group stays behind, the others go on
+                    await self._system.destagers[group.name].destage()
+            freed, self._freed = self._freed, []
+            marks = {group.name: group.destaged_mark for group in groups}
+            volumes = [volume for group in groups for volume in group.volumes.values()]
+            pages = [page for volume in volumes for page in volume.take_dirty_pages()]
+            try:
+                await self._sync_disks()
+                if change is not None:
+                    changed = change()
+                    marks[changed.name] = changed.destaged_mark
+                documents = [("group", group.name, group.document(marks[group.name])) for group in groups]
+                await self._run_blocking(self._catalogue.checkpoint, pages, documents)
+            except BaseException:
+                for volume_id, page, _ in pages:
+                    for volume in volumes:
+                        if volume.volume_id == volume_id:
+                            volume.dirty_pages.add(page)
+                self._freed = freed + self._freed
+                raise
+            self._release(freed)
+            for group in groups:
+                group.checkpointed(marks[group.name])
+            self.count += 1
+
+    def _release(self, freed: list[tuple[Pool, int]]) -> None:
+        by_pool: dict[str, tuple[Pool, list[int]]] = {}
+        for pool, region in freed:
+            by_pool.setdefault(pool.name, (pool, []))[1].append(region)
+        for pool, regions in by_pool.values():
+            pool.release(regions)
+
+    async def _sync_disks(self) -> None:
+        for disk in self._system.disks.values():
+            if disk.failed is not None:
+                raise DiskFailed(disk.failed)
+            try:
+                await disk.file.sync()
+            except OSError as error:
+                disk.failed = f"disk {disk.name}: sync failed: {error}; restart the controller once the disk works"
+                self._system.fail_disk(disk)
+                raise DiskFailed(disk.failed) from error

@@ -1,0 +1,227 @@
+"""Destage: put cached writes on the disks, in the background, in disk order.
+
+Owns: when a group's layers are frozen, the order and size of disk writes, giving
+unmapped regions back (after the next checkpoint).
+Never: writes anything whose journal part is not durable, or drops a cached write
+because a disk failed.
+
+One window at a time and group: freeze the layers, make the journal durable through
+it, write sorted by disk address with neighbours joined, drop the window. A block
+overwritten within the window is written once. The work is done in slices so that the
+loop stays free (architecture §2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from typing_extensions import Buffer
+
+from controllerd.model.errors import DiskFailed, RemoteCopyError
+from controllerd.storage.group import Group
+from controllerd.storage.io import IOV_MAX
+from controllerd.storage.layers import BLOCK, BLOCK_SHIFT, Layers, PartialBlock
+from controllerd.storage.pools import Disk, Pool
+from controllerd.storage.volume import Volume
+
+SLICE_WRITES: Final = 48
+SLICE_BYTES: Final = 2 << 20
+RETRY_S: Final = 1.0
+
+Piece = tuple[int, int, Buffer, int]
+"""(disk index, offset there in bytes, data, length)."""
+
+
+class Destager:
+    """Destages one group. ``age_s``: the longest a write stays in memory only."""
+
+    def __init__(
+        self,
+        group: Group,
+        *,
+        age_s: float,
+        freed: Callable[[Pool, int], None],
+        report: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self._group = group
+        self._age_s = age_s
+        self._freed = freed
+        self._report = report
+        self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self.windows = 0
+        self.bytes_written = 0
+        group.on_layer_full = self._wake.set
+
+    def start(self) -> None:
+        """Begin to work in the background."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop where it is; nothing is lost, the journal has it."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._age_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            with contextlib.suppress(RemoteCopyError):  # the group itself says that its journal failed
+                await self.destage()
+
+    async def destage(self) -> None:
+        """Put everything visible now on the disks (not synced).
+
+        Raises:
+            JournalFailed: the journal could not be made durable first; nothing was written.
+        """
+        async with self._lock:
+            group = self._group
+            volumes = [volume for volume in group.volumes.values() if not volume.layers.clean]
+            mark = group.applied_mark
+            size, group.layer_bytes = group.layer_bytes, 0
+            for volume in volumes:
+                if not volume.layers.frozen and not volume.layers.frozen_zeroed:
+                    volume.layers.freeze()
+            if volumes:
+                if mark[0] > group.durable_seq:
+                    await group.make_durable()
+                for volume in volumes:
+                    await self._unmap_zeroed(volume)
+                for pool in {volume.pool.name: volume.pool for volume in volumes}.values():
+                    await self._write(pool, [volume for volume in volumes if volume.pool is pool])
+                for volume in volumes:
+                    volume.layers.drop_frozen()
+                    volume.destages += 1
+                self.windows += 1
+            group.destaged_mark = mark
+            if size:
+                group.budget.release(size)
+
+    async def _unmap_zeroed(self, volume: Volume) -> None:
+        """Free the regions that the window zeroed, or zero them where newer writes need the region."""
+        layers = volume.layers
+        for count, region in enumerate(sorted(layers.frozen_zeroed), 1):
+            if not volume.map[region]:
+                continue
+            if _has_blocks(layers, region):
+                disk, offset = volume.pool.locate(volume.map[region])
+                disk.file.zero(offset, volume.pool.region_size)
+            else:
+                self._freed(volume.pool, volume.unmap(region))
+            if count % 256 == 0:
+                await asyncio.sleep(0)
+
+    async def _write(self, pool: Pool, volumes: list[Volume]) -> None:
+        pieces = [piece for volume in volumes for piece in _pieces(volume)]
+        pieces.sort(key=_place)
+        writes = slice_bytes = 0
+        for index, offset, buffers, size in _joined(pieces):
+            await self._put(pool.disks[index], offset, buffers, size)
+            writes += 1
+            slice_bytes += size
+            if writes >= SLICE_WRITES or slice_bytes >= SLICE_BYTES:
+                self.bytes_written += slice_bytes
+                writes = slice_bytes = 0
+                await asyncio.sleep(0)
+        self.bytes_written += slice_bytes
+
+    async def _put(self, disk: Disk, offset: int, buffers: list[Buffer], size: int) -> None:
+        """Write one run; while the disk refuses, hosts get the error and the data stays in journal and cache."""
+        group = self._group
+        failing = False
+        while True:
+            try:
+                if len(buffers) == 1:
+                    disk.file.write(buffers[0], offset)
+                else:
+                    disk.file.write_vector(buffers, size, offset)
+            except OSError as error:
+                if not failing:
+                    failing = True
+                    self._report("destage-failed", {"group": group.name, "disk": disk.name, "error": str(error)})
+                    if group.write_error is None:
+                        group.refuse_writes(DiskFailed(f"disk {disk.name}: {error}", disk=disk.name))
+                await asyncio.sleep(RETRY_S)
+                continue
+            if failing:
+                self._report("destage-resumed", {"group": group.name, "disk": disk.name})
+                if isinstance(group.write_error, DiskFailed):
+                    group.refuse_writes(None)
+            return
+
+
+def write_layers_now(group: Group) -> None:
+    """Recovery: put a group's cache on the disks at once, without freeing regions (they are zeroed instead).
+
+    The journal part was read from the disk and is synced before anything is acknowledged.
+    Redoing it again after another crash gives the same content (I20).
+
+    Raises:
+        OSError: a disk failed; the group cannot be recovered now.
+    """
+    for volume in group.volumes.values():
+        volume.layers.freeze()
+        for region in volume.layers.frozen_zeroed:
+            if volume.map[region]:
+                disk, offset = volume.pool.locate(volume.map[region])
+                disk.file.zero(offset, volume.pool.region_size)
+        for index, offset, buffers, size in _joined(sorted(_pieces(volume), key=_place)):
+            volume.pool.disks[index].file.write_vector(buffers, size, offset)
+        volume.layers.drop_frozen()
+    group.budget.release(group.layer_bytes)
+    group.layer_bytes = 0
+
+
+def _has_blocks(layers: Layers, region: int) -> bool:
+    per_region = layers.region_shift - BLOCK_SHIFT
+    first = region << per_region
+    return any(block in layers.active or block in layers.frozen for block in range(first, first + (1 << per_region)))
+
+
+def _place(piece: Piece) -> tuple[int, int]:
+    return piece[0], piece[1]
+
+
+def _pieces(volume: Volume) -> Iterator[Piece]:
+    shift = volume.shift
+    mask = (1 << shift) - 1
+    entries = volume.map
+    pool = volume.pool
+    disks = pool.disks
+    locate = pool.locate
+    for block, content in volume.layers.frozen.items():
+        offset = block << BLOCK_SHIFT
+        disk, start = locate(entries[offset >> shift])
+        index = 0 if len(disks) == 1 else disks.index(disk)
+        start += offset & mask
+        if isinstance(content, PartialBlock):
+            for low, high in content.ranges:
+                yield index, start + low, memoryview(content.data)[low:high], high - low
+        else:
+            yield index, start, content, BLOCK
+
+
+def _joined(pieces: list[Piece]) -> Iterator[tuple[int, int, list[Buffer], int]]:
+    """Join pieces that follow each other on a disk, up to one vector write of `SLICE_BYTES`."""
+    run: list[Buffer] = []
+    disk = start = size = 0
+    for index, offset, data, length in pieces:
+        if run and index == disk and offset == start + size and len(run) < IOV_MAX and size < SLICE_BYTES:
+            run.append(data)
+            size += length
+        else:
+            if run:
+                yield disk, start, run, size
+            disk, start, run, size = index, offset, [data], length
+    if run:
+        yield disk, start, run, size

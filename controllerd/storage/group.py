@@ -1,0 +1,675 @@
+"""Volume group: numbers, times, journals and acknowledges the writes of its volumes.
+
+Owns: the group's sequence numbers, its journal and horizons, and what its role lets
+hosts and peers do. One *pass* of a host connection or transfer path stages many
+writes, commits them with one journal write, and then answers (architecture §2).
+Never: talks to hosts or peers, or writes to disks (the destager does).
+
+What a reader would get wrong: at a primary a write is visible when its commit
+returns. At a secondary it is pending until the apply loop says otherwise, so that
+hosts see one cut over all groups (spec §5.1).
+
+Source: RC ¶26-31 (numbers, times, acknowledge before destage and transfer), fig. 4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from crc32c import crc32c
+from typing_extensions import Buffer
+
+from controllerd.model.errors import (
+    BadOrder,
+    Busy,
+    Corrupt,
+    JournalFailed,
+    NoSpace,
+    ReadOnly,
+    RemoteCopyError,
+)
+from controllerd.model.pair_state import Role
+from controllerd.model.records import (
+    HEADER_BODY,
+    HEADER_CRC,
+    HEADER_SIZE,
+    MAGIC,
+    MAX_DATA,
+    MAX_RANGE,
+    VERSION,
+    Flag,
+    Kind,
+    Record,
+    encode_header,
+)
+from controllerd.model.write_time import WriteTime
+from controllerd.storage.acknowledge import Acknowledgement, Durability
+from controllerd.storage.budget import CacheBudget
+from controllerd.storage.journal import Journal, JournalRange
+from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
+from controllerd.storage.pending import Entry, Pending
+from controllerd.storage.received import Applied, check_received, reserve, reserve_edges, show
+from controllerd.storage.volume import Volume
+
+_WRITE: Final = int(Kind.WRITE)
+_HOST_TIME: Final = int(Flag.HOST_TIME)
+_NO_DATA: Final = b""
+
+
+@dataclass(slots=True)
+class GroupFacts:
+    """What the catalogue keeps of a group. Sequence numbers and times are those of the checkpoint."""
+
+    group_id: int
+    durability: Durability = "cache"
+    overflow: str = "suspend"
+    journal_bytes: int = 1 << 30
+    role: str = Role.PRIMARY.value
+    numbered_here: bool = True
+    generation: int = 0
+    incarnations: list[tuple[int, int]] = field(default_factory=lambda: [(1, 1)])
+    destaged: int = 0
+    destaged_time: int = 0
+    destaged_origin: int = 0
+    retained: int = 0
+    start_ordinal: int = 1
+    bytes_written: int = 0
+
+
+class Group:
+    """One volume group. Sequence numbers begin with 1 and have no gaps (RC ¶26)."""
+
+    def __init__(
+        self,
+        name: str,
+        facts: GroupFacts,
+        *,
+        journal: Journal,
+        budget: CacheBudget,
+        write_time: WriteTime,
+        clock: Callable[[], int],
+        max_request_bytes: int,
+        pending_memory: int,
+    ) -> None:
+        self.name = name
+        self.facts = facts
+        self.journal = journal
+        self.budget = budget
+        self.write_time = write_time
+        self.clock = clock
+        self.volumes: dict[int, Volume] = {}
+        self.pending = Pending(pending_memory)
+        self.role = Role(facts.role)
+        self.generation = facts.generation
+        self.write_error: RemoteCopyError | None = None
+        self.read_error: RemoteCopyError | None = None
+        self.last_seq = facts.destaged
+        self.last_time = facts.destaged_time
+        self.last_origin = facts.destaged_origin
+        self.applied = Applied(facts.destaged, facts.destaged_time, facts.destaged_origin)
+        self.destaged_mark = (facts.destaged, facts.destaged_time, facts.destaged_origin)
+        """(sequence, time, origin) up to which the disks have everything, not yet synced."""
+        self.layer_bytes = 0
+        self.bytes_written = facts.bytes_written
+        self.accepting = True
+        self.held: str | None = None
+        self.on_commit: list[Callable[[], None]] = []
+        self.on_overflow: Callable[[], None] | None = None
+        self.on_pressure: Callable[[], None] = _nothing
+        self.on_layer_full: Callable[[], None] = _nothing
+        self.layer_limit = budget.limit // 4
+        # Room for a request of the largest size must be left when `accepting` is still true.
+        self._margin = min(max_request_bytes + (max_request_bytes >> 4), facts.journal_bytes // 4)
+        self._next = self.last_seq
+        self._iov: list[Buffer] = []
+        self._iov_size = 0
+        self._staged: list[tuple[Volume | None, int, int, int, int, memoryview | None, int]] = []
+        self._accept_waiters: list[Callable[[], None]] = []
+        self.acks = acks = Acknowledgement(journal, facts.durability, self.last_seq)
+        self.when_complete = acks.when_complete
+        self.when_flushed = acks.when_flushed
+        self.when_durable = acks.when_durable
+        self.make_durable = acks.make_durable
+        self.set_mirror = acks.set_mirror
+        self.mirror_progress = acks.mirror_progress
+        self.fail_waiting = acks.fail_waiting
+        self._retention: dict[str, int] = {}
+        budget.listen(self.update_accepting)
+
+    # ---- what targets and replication ask ----------------------------------
+
+    @property
+    def refusal(self) -> RemoteCopyError | None:
+        """Why hosts may not write now, or None."""
+        if self.write_error is not None:
+            return self.write_error
+        if self.role is Role.SECONDARY:
+            return ReadOnly(f"group {self.name} is a secondary: its volumes are read-only until takeover")
+        return self.journal.failed
+
+    @property
+    def incarnation(self) -> int:
+        """Number of this group's present run; a new one begins with each recovery."""
+        return self.facts.incarnations[-1][1]
+
+    @property
+    def incarnations(self) -> list[tuple[int, int]]:
+        """(first sequence number, incarnation), oldest first."""
+        return self.facts.incarnations
+
+    @property
+    def complete_seq(self) -> int:
+        """Writes up to here may be acknowledged to hosts."""
+        return self.acks.complete.reached
+
+    @property
+    def flushed_seq(self) -> int:
+        """Writes up to here survive power loss, at the synchronous peer too."""
+        return self.acks.flushed.reached
+
+    @property
+    def durable_seq(self) -> int:
+        """Writes up to here are durable in this controller's journal."""
+        return self.acks.durable.reached
+
+    @property
+    def waiting(self) -> int:
+        """How many acknowledgements wait for a horizon."""
+        return len(self.acks.complete) + len(self.acks.flushed)
+
+    @property
+    def durability(self) -> Durability:
+        """``cache`` or ``stable`` (spec §3.5)."""
+        return self.acks.durability
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether acknowledgements wait for the synchronous peer."""
+        return self.acks.mirrored
+
+    @property
+    def mirror_flush_wanted(self) -> Callable[[int], None] | None:
+        """Called with a sequence number when a host flush waits for the synchronous peer's disk."""
+        return self.acks.mirror_flush_wanted
+
+    @mirror_flush_wanted.setter
+    def mirror_flush_wanted(self, hook: Callable[[int], None] | None) -> None:
+        self.acks.mirror_flush_wanted = hook
+
+    @property
+    def applied_seq(self) -> int:
+        """Everything up to here is visible in the volumes."""
+        return self.applied.sequence
+
+    @property
+    def applied_time(self) -> int:
+        """Write time of ``applied_seq``."""
+        return self.applied.time
+
+    def has_pending(self, key: int) -> bool:
+        """Whether a volume has records that are not applied yet."""
+        return any(entry.volume == key for entry in self.pending)
+
+    def describe_fault(self) -> str | None:
+        """One line for people when the group cannot work as it should."""
+        error = self.read_error or self.journal.failed or self.write_error
+        return None if error is None else str(error)
+
+    # ---- staging -----------------------------------------------------------
+
+    def stage_write(self, volume: Volume, offset: int, data: memoryview, carried: int | None = None) -> int:
+        """Stage one host write; returns its sequence number (the last one if it takes several records).
+
+        Keeps a reference to the memory of ``data``, which must not change afterwards.
+        The caller has checked that the range lies within the volume. Nothing is staged
+        when it raises.
+
+        Raises:
+            ReadOnly, JournalFailed, DiskFailed: hosts may not write to this group now.
+            NoSpace: the pool or the journal has no room; before anything is journaled.
+        """
+        length = len(data)
+        if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != "read-write":
+            raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
+        size = length + HEADER_SIZE
+        if length > MAX_DATA:
+            return self._stage_long(volume, offset, data, carried)
+        if self._iov_size + size > self.journal.room:
+            raise self._no_room(size)
+        shift = volume.shift
+        first = offset >> shift
+        last = (offset + length - 1) >> shift
+        if not volume.map[first] or (last != first and 0 in volume.map[first + 1 : last + 1]):
+            volume.reserve(first, last)
+        time = self.write_time.stamp(self.clock(), carried)
+        if time < self.last_time:
+            time = self.last_time
+        self.last_time = time
+        self._next = sequence = self._next + 1
+        data_crc = crc32c(data)
+        body = HEADER_BODY.pack(
+            MAGIC, VERSION, _WRITE, 0 if carried is None else _HOST_TIME,
+            self.generation, self.facts.incarnations[-1][1],
+            data_crc, volume.key, length, sequence, time, self.acks.durable.reached, offset, 0, 0,
+        )  # fmt: skip
+        self._iov += (body + HEADER_CRC.pack(crc32c(body)), data)
+        self._iov_size += size
+        self._staged.append((volume, _WRITE, offset, length, time, data, 0))
+        return sequence
+
+    def _stage_long(self, volume: Volume, offset: int, data: memoryview, carried: int | None) -> int:
+        length = len(data)
+        records = (length + MAX_DATA - 1) // MAX_DATA
+        if self._iov_size + length + records * HEADER_SIZE > self.journal.room:
+            raise self._no_room(length)
+        volume.reserve(offset >> volume.shift, (offset + length - 1) >> volume.shift)
+        sequence = self._next
+        for start in range(0, length, MAX_DATA):
+            sequence = self.stage_write(volume, offset + start, data[start : start + MAX_DATA], carried)
+        return sequence
+
+    def _no_room(self, size: int) -> NoSpace:
+        return NoSpace(
+            f"journal of group {self.name} has no room for {size} bytes"
+            f" ({self.journal.room} of {self.facts.journal_bytes} left)"
+        )
+
+    def stage_zeroes(
+        self,
+        volume: Volume,
+        offset: int,
+        length: int,
+        *,
+        trim: bool,
+        no_hole: bool = False,
+        carried: int | None = None,
+    ) -> int:
+        """Stage making a range read as zeros; ``no_hole`` keeps its space reserved. Returns the sequence number.
+
+        Raises: as `stage_write`.
+        """
+        if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != "read-write":
+            raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
+        if self._iov_size + HEADER_SIZE * (2 + length // MAX_RANGE) > self.journal.room:
+            raise self._no_room(HEADER_SIZE)
+        if no_hole:
+            volume.reserve(offset >> volume.shift, (offset + length - 1) >> volume.shift)
+        else:
+            reserve_edges(volume, offset, length)
+        kind = Kind.TRIM if trim else Kind.ZEROES
+        sequence = self._next
+        for start in range(0, length, MAX_RANGE):
+            time = max(self.write_time.stamp(self.clock(), carried), self.last_time)
+            sequence = self._stage_record(kind, volume, offset + start, min(MAX_RANGE, length - start), time, b"", 0)
+        return sequence
+
+    def stage_tick(self, time: int) -> int:
+        """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
+        return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time), b"", 0)
+
+    def stage_upstream(self, record: Record) -> int:
+        """Stage a record that the synchronous primary sent: own number, its write time (spec §4.4, RC ¶57-59).
+
+        Records up to `last_origin` are duplicates and return the present last number.
+
+        Raises:
+            NoSpace: the pool or journal has no room; nothing was staged.
+            Corrupt: the record names a volume that is not in the group, or a range beyond its end.
+        """
+        if record.sequence <= self.last_origin:
+            return self._next
+        volume = check_received(self, record.kind, record.volume, record.offset, record.length)
+        if self._iov_size + record.size > self.journal.room:
+            raise self._no_room(record.size)
+        if volume is not None:
+            reserve(volume, record.kind, record.offset, record.length)
+        time = max(self.write_time.pass_on(record.time, self.clock()), self.last_time)
+        sequence = self._stage_record(
+            Kind(record.kind), volume, record.offset, record.length, time, record.data, record.sequence, record.flags
+        )
+        self.last_origin = record.sequence
+        return sequence
+
+    def _stage_record(
+        self,
+        kind: Kind,
+        volume: Volume | None,
+        offset: int,
+        length: int,
+        time: int,
+        data: Buffer,
+        origin: int,
+        flags: int = 0,
+    ) -> int:
+        self._next += 1
+        self.last_time = time
+        header = encode_header(
+            kind,
+            sequence=self._next,
+            time=time,
+            generation=self.generation,
+            incarnation=self.incarnation,
+            durable=self.acks.durable.reached,
+            flags=flags,
+            volume=0 if volume is None else volume.key,
+            offset=offset,
+            length=length,
+            data_crc=crc32c(data) if kind == Kind.WRITE else 0,
+            origin=origin,
+        )
+        self._iov += (header, data)
+        self._iov_size += HEADER_SIZE + (length if kind == Kind.WRITE else 0)
+        view = memoryview(data) if kind == Kind.WRITE else None
+        self._staged.append((volume, int(kind), offset, length, time, view, origin))
+        return self._next
+
+    def commit(self) -> None:
+        """Journal what was staged since the last commit, with one write; then it is readable (at a primary).
+
+        Raises:
+            JournalFailed: none of it counts; the group takes no more writes.
+        """
+        staged = self._staged
+        if not staged:
+            return
+        iov, size = self._iov, self._iov_size
+        first = self.last_seq + 1
+        self._staged, self._iov, self._iov_size = [], [], 0
+        try:
+            self.journal.append(iov, size, first, self._next)
+        except JournalFailed as error:
+            self._next = self.last_seq
+            self._give_up(error)
+            raise
+        self.last_seq = self._next
+        self.bytes_written += size
+        if self.role is Role.PRIMARY:
+            for volume, kind, offset, length, _, data, _ in staged:
+                if length == BLOCK and data is not None and volume is not None and not offset & BLOCK_MASK:
+                    volume.layers.active[offset >> BLOCK_SHIFT] = data
+                elif volume is not None:
+                    show(volume, kind, offset, length, data)
+            self.applied.sequence = self.last_seq
+            self.applied.time = self.last_time
+            self.layer_bytes += size
+            self.budget.used += size
+            if self.layer_bytes >= self.layer_limit:
+                self.on_layer_full()
+        else:
+            for sequence, (volume, kind, offset, length, time, data, origin) in enumerate(staged, first):
+                key = 0 if volume is None else volume.key
+                self.pending.append(Entry(sequence, time, kind, key, offset, length, origin, data))
+        if self.journal.room < self._margin or self.budget.used >= self.budget.limit:
+            self.update_accepting()
+        self.acks.committed(self.last_seq)
+        for listener in self.on_commit:
+            listener()
+
+    # ---- back-pressure -----------------------------------------------------
+
+    def update_accepting(self) -> None:
+        """Work out anew whether hosts may send writes, and wake those who waited."""
+        if self.journal.room < self._margin and not self.journal.prepare(self._margin) and self.journal.failed is None:
+            self.on_pressure()
+        ready = (
+            self.held is None
+            and not self.budget.full
+            and (self.journal.room >= self._margin or self.journal.failed is not None or self.write_error is not None)
+        )
+        self.accepting = ready
+        if self.budget.full:
+            self.on_layer_full()
+        if ready and self._accept_waiters:
+            waiters, self._accept_waiters = self._accept_waiters, []
+            for waiter in waiters:
+                waiter()
+
+    def when_accepting(self, waiter: Callable[[], None]) -> None:
+        """Call ``waiter`` once hosts may send writes again."""
+        if self.accepting:
+            waiter()
+        else:
+            self._accept_waiters.append(waiter)
+
+    def refuse_writes(self, error: RemoteCopyError | None) -> None:
+        """Refuse host writes with ``error`` from now on; None takes them again."""
+        self.write_error = error
+        self.update_accepting()
+
+    @property
+    def overflowing(self) -> bool:
+        """Whether the journal is full because a consumer has not got what it holds."""
+        kept = self.kept_through()
+        return self.journal.room < self._margin and kept is not None and kept < self.facts.destaged
+
+    def _give_up(self, error: RemoteCopyError) -> None:
+        self.acks.fail(error)
+        self.update_accepting()
+
+    # ---- journal for peers ---------------------------------------------------
+
+    def set_retention(self, consumer: str, acked: int | None) -> None:
+        """Keep the journal above ``acked`` for ``consumer``; None: it needs nothing more."""
+        if acked is None:
+            self._retention.pop(consumer, None)
+        else:
+            self._retention[consumer] = acked
+        self.journal.keep_tail = bool(self._retention)
+        kept = self.kept_through()
+        self.journal.trim_tail(self.last_seq if kept is None else kept)
+        if not self.accepting:
+            self.free_journal()
+
+    def kept_through(self) -> int | None:
+        """Lowest number that all consumers have, or None without consumers."""
+        return min(self._retention.values()) if self._retention else None
+
+    def free_journal(self) -> None:
+        """Recycle journal segments that neither recovery nor a consumer needs."""
+        kept = self.kept_through()
+        through = self.facts.destaged if kept is None else min(kept, self.facts.destaged)
+        if self.journal.free_through(through):
+            self.update_accepting()
+
+    def read_journal(self, first: int, max_bytes: int) -> JournalRange | None:
+        """Return whole records from ``first`` on for a peer, or None beyond the end.
+
+        Raises:
+            Trimmed, WouldBlock, Corrupt: see `Journal.read`.
+        """
+        return self.journal.read(first, max_bytes)
+
+    async def read_journal_slow(self, first: int, max_bytes: int) -> JournalRange | None:
+        """Like `read_journal`, waiting for the disk."""
+        await asyncio.sleep(0)
+        return self.journal.read(first, max_bytes, wait=True)
+
+    # ---- secondary side -------------------------------------------------------
+
+    def append_received(self, raw: Buffer, entries: Sequence[Entry]) -> None:
+        """Journal records of an asynchronous primary as they are: same bytes, numbers and times (spec §4.2).
+
+        ``entries`` describe the records in ``raw`` in order; the first is ``last_seq + 1``.
+
+        Raises:
+            NoSpace: a pool has no room; nothing was appended.
+            Corrupt: a record does not fit the group; nothing was appended.
+            JournalFailed: the journal is unusable.
+        """
+        expected = self.last_seq
+        latest = self.last_time
+        for sequence, time, kind, key, offset, length, _, _ in entries:
+            expected += 1
+            if sequence != expected or time < latest:
+                raise Corrupt(
+                    f"group {self.name}: received record {sequence} at {time} ns after {expected - 1} at {latest} ns"
+                )
+            latest = time
+            volume = check_received(self, kind, key, offset, length)
+            if volume is not None:
+                reserve(volume, kind, offset, length)
+        view = memoryview(raw)
+        if len(view) + HEADER_SIZE > self.journal.room and not self.journal.prepare(len(view) + HEADER_SIZE):
+            self.on_pressure()
+            raise Busy(f"journal of group {self.name} is full")
+        note = encode_header(
+            Kind.NOTE, sequence=self.last_seq, time=self.last_time, generation=self.generation, incarnation=0,
+            durable=self.acks.durable.reached,
+        )  # fmt: skip
+        try:
+            self.journal.append([note, view], len(view) + HEADER_SIZE, self.last_seq + 1, expected, pairs=False)
+        except JournalFailed as error:
+            self._give_up(error)
+            raise
+        self.last_seq = self._next = expected
+        self.last_time = latest
+        self.bytes_written += len(view)
+        append = self.pending.append
+        for entry in entries:
+            append(entry)
+        self.write_time.observe(self.last_time)
+        self.acks.journaled = expected
+        if self.journal.room < self._margin:
+            self.update_accepting()
+        for listener in self.on_commit:
+            listener()
+
+    def apply_through(self, sequence: int) -> int:
+        """Make pending records up to ``sequence`` visible; returns how many.
+
+        Raises:
+            NoSpace, Corrupt: see `Applied.apply`; what was applied before stays applied.
+        """
+        applied = self.applied
+        try:
+            return applied.apply(self.volumes, self.pending, self.journal, sequence)
+        finally:
+            self.layer_bytes += applied.taken
+            self.budget.used += applied.taken
+            applied.taken = 0
+            if self.layer_bytes >= self.layer_limit or self.budget.full:
+                self.on_layer_full()
+
+    @property
+    def apply_room(self) -> bool:
+        """Whether the cache takes more applied records now; the budget's listeners hear when it does again."""
+        return not self.budget.full
+
+    # ---- checkpoint and recovery ----------------------------------------------
+
+    def recover_record(self, record: Record) -> None:
+        """Redo one journaled record (recovery, in order): visible at a primary, pending at a secondary."""
+        volume = check_received(self, record.kind, record.volume, record.offset, record.length)
+        self.last_seq = self._next = record.sequence
+        self.last_time = record.time
+        self.last_origin = max(self.last_origin, record.origin)
+        if self.role is Role.SECONDARY:
+            if volume is not None:
+                reserve(volume, record.kind, record.offset, record.length)
+            self.pending.append_record(record)
+            return
+        if volume is not None:
+            reserve(volume, record.kind, record.offset, record.length)
+            data = record.data if record.kind == Kind.WRITE else None
+            show(volume, record.kind, record.offset, record.length, data)
+        applied = self.applied
+        applied.sequence, applied.time, applied.origin = record.sequence, record.time, self.last_origin
+        self.layer_bytes += record.size
+        self.budget.used += record.size
+
+    def end_recovery(self) -> None:
+        """Everything the scan found is durable now; go on behind it in a new incarnation."""
+        reached = self.journal.last
+        self.last_seq = self._next = reached
+        self.acks.recovered(reached)
+        self.write_time.observe(self.last_time)
+        self.journal.begin_segment()
+
+    @property
+    def applied_mark(self) -> tuple[int, int, int]:
+        """(sequence, time, origin) of what is visible now."""
+        applied = self.applied
+        origin = self.last_origin if self.role is Role.PRIMARY else applied.origin
+        return applied.sequence, applied.time, origin
+
+    def checkpointed(self, mark: tuple[int, int, int]) -> None:
+        """The catalogue has ``mark`` durably: recovery needs nothing below it any more."""
+        self.facts.destaged, self.facts.destaged_time, self.facts.destaged_origin = mark
+        self.free_journal()
+
+    def document(self, mark: tuple[int, int, int] | None = None) -> dict[str, Any]:
+        """The group as the catalogue keeps it, destaged up to ``mark`` (default: the last checkpoint)."""
+        facts = self.facts
+        destaged, time, origin = mark or (facts.destaged, facts.destaged_time, facts.destaged_origin)
+        return {
+            "group_id": facts.group_id,
+            "durability": facts.durability,
+            "overflow": facts.overflow,
+            "journal_bytes": facts.journal_bytes,
+            "role": self.role.value,
+            "numbered_here": facts.numbered_here,
+            "generation": self.generation,
+            "incarnations": [list(item) for item in facts.incarnations],
+            "destaged": destaged,
+            "destaged_time": time,
+            "destaged_origin": origin,
+            "retained": min([*self._retention.values(), destaged]),
+            "start_ordinal": facts.start_ordinal,
+            "bytes_written": self.bytes_written,
+        }
+
+    def restart(
+        self, *, role: Role, generation: int, last_seq: int, last_origin: int, last_time: int, numbered_here: bool
+    ) -> None:
+        """Begin a new journal: the next record is ``last_seq + 1``.
+
+        The caller has taken a checkpoint first, so that recovery needs nothing of the old
+        journal, and takes another with this as its change.
+
+        Raises:
+            JournalFailed: no new segment could be begun.
+        """
+        if not self.journal.spares and not self.journal.prepare(1) and not self.journal.chain:
+            raise JournalFailed(f"group {self.name}: no journal segment")
+        self.pending.clear()
+        self.role = role
+        self.generation = generation
+        self.last_seq = self._next = last_seq
+        self.last_origin = last_origin
+        self.last_time = max(self.last_time, last_time) if role is Role.PRIMARY else last_time
+        self.applied = Applied(last_seq, self.last_time, last_origin)
+        self.facts.numbered_here = numbered_here
+        self.facts.incarnations = [(last_seq + 1, self.facts.incarnations[-1][1] + 1)]
+        self.facts.start_ordinal = self.journal.reset(last_seq)
+        self.destaged_mark = (last_seq, self.last_time, last_origin)
+        self._retention.clear()
+        self.acks.restart(last_seq)
+        self.update_accepting()
+
+    def add_volume(self, volume: Volume) -> None:
+        """Take a volume into the group.
+
+        Raises:
+            BadOrder: its key is taken in this group.
+        """
+        if volume.key in self.volumes:
+            raise BadOrder(f"group {self.name} has a volume with key {volume.key:#x} already")
+        self.volumes[volume.key] = volume
+
+    def close(self) -> None:
+        """Leave the budget; the journal's files are closed."""
+        self.budget.ignore(self.update_accepting)
+        self.journal.close()
+
+
+def _nothing() -> None:
+    return None
+
+
+def fresh_group_id(taken: set[int]) -> int:
+    """Return the lowest group id that is not taken."""
+    return next(number for number in itertools.count(1) if number not in taken)

@@ -1,0 +1,214 @@
+"""File port: everything the storage layer does to files goes through here.
+
+Owns: opening, reading, writing, syncing and preallocating files.
+Never: knows what is in them, retries a failed sync, or keeps data back.
+
+The daemon uses `SystemFiles`; the simulator gives its own `Files` with a disk that
+can lose what was not synced (architecture §7). A write that returns is in the
+kernel's page cache: it survives the daemon, not the machine, until ``sync`` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol
+
+from typing_extensions import Buffer
+
+IOV_MAX: Final = 1024
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
+_ZERO_RANGE_KEEP_SIZE: Final = 0x10 | 0x01
+_ZEROES: Final = bytes(1 << 20)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class File(Protocol):
+    """An open file. Offsets and lengths are in bytes; failures are `OSError`."""
+
+    path: str
+
+    def read_nowait(self, buffer: memoryview, offset: int) -> bool:
+        """Fill ``buffer`` from the page cache; False when that would wait for the disk."""
+
+    def read_now(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer``, waiting for the disk; zeros beyond the end of the file."""
+
+    async def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` without holding up the loop; zeros beyond the end of the file."""
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write all of ``data``."""
+
+    def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        """Write at most `IOV_MAX` buffers, ``size`` bytes together, back to back."""
+
+    async def sync(self) -> None:
+        """Return when everything written so far survives power loss."""
+
+    def allocate(self, size: int) -> None:
+        """Make sure that ``size`` bytes exist and that writing them needs no more space."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, giving its space back where the file system can."""
+
+    def is_blank(self) -> bool:
+        """Whether nothing was ever written to the file, as far as the file system knows."""
+
+    def size(self) -> int:
+        """Size in bytes, of a raw block device too."""
+
+    def close(self) -> None:
+        """Close; nothing is synced."""
+
+
+class Files(Protocol):
+    """Where files come from."""
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        """Open for reading and writing; ``create`` makes a missing file."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at ``path``."""
+
+    def names(self, directory: str) -> list[str]:
+        """Sorted names in ``directory``, which is made when missing."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+
+    def sync_directory(self, directory: str) -> None:
+        """Make created and removed names durable."""
+
+    def close(self) -> None:
+        """Give back the threads."""
+
+
+class SystemFile:
+    """A file of the operating system; syncs and waiting reads run in threads."""
+
+    __slots__ = ("_fd", "_nowait", "_pool", "path")
+
+    def __init__(self, path: str, fd: int, pool: ThreadPoolExecutor) -> None:
+        self.path = path
+        self._fd = fd
+        self._pool = pool
+        self._nowait = True
+
+    def read_nowait(self, buffer: memoryview, offset: int) -> bool:
+        if not self._nowait:
+            return False
+        try:
+            return os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The file system has no RWF_NOWAIT (or the read failed: the waiting read will say).
+            self._nowait = False
+            return False
+
+    def read_now(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            if count == 0:
+                buffer[done:] = bytes(len(buffer) - done)
+                return
+            done += count
+
+    async def read(self, buffer: memoryview, offset: int) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._pool, self.read_now, buffer, offset)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        count = os.pwrite(self._fd, data, offset)
+        view = memoryview(data)
+        if count != len(view):
+            self._write_rest(view, count, offset)
+
+    def _write_rest(self, view: memoryview, count: int, offset: int) -> None:
+        while count < len(view):
+            count += os.pwrite(self._fd, view[count:], offset + count)
+
+    def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        count = os.pwritev(self._fd, buffers, offset)
+        if count != size:  # a full disk or a signal: the rest in one piece, or the error
+            self._write_rest(memoryview(b"".join(buffers)), count, offset)
+
+    async def sync(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._pool, os.fdatasync, self._fd)
+
+    def allocate(self, size: int) -> None:
+        os.posix_fallocate(self._fd, 0, size)
+
+    def zero(self, offset: int, length: int) -> None:
+        for mode in (_PUNCH_HOLE_KEEP_SIZE, _ZERO_RANGE_KEEP_SIZE):
+            if _libc.fallocate(self._fd, mode, offset, length) == 0:
+                return
+        while length > 0:
+            part = min(length, len(_ZEROES))
+            self.write(memoryview(_ZEROES)[:part], offset)
+            offset += part
+            length -= part
+
+    def is_blank(self) -> bool:
+        try:
+            os.lseek(self._fd, 0, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno == errno.ENXIO
+        return False
+
+    def size(self) -> int:
+        if stat.S_ISBLK(os.fstat(self._fd).st_mode):
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SystemFiles:
+    """Files of the operating system."""
+
+    def __init__(self, threads: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="storage-io")
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        if create:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        return SystemFile(path, os.open(path, flags, 0o600), self._pool)
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def names(self, directory: str) -> list[str]:
+        os.makedirs(directory, exist_ok=True)
+        return sorted(os.listdir(directory))
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def sync_directory(self, directory: str) -> None:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    async def run(self, function: Any, *arguments: Any) -> Any:
+        """Run a blocking call in the same threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)

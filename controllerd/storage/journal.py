@@ -1,0 +1,392 @@
+"""Group journal: an append-only log in preallocated, recycled segments.
+
+Owns: the append order, the durable position, which segments are kept, and reading
+ranges of records back for peers.
+Never: assigns sequence numbers, talks to peers, or syncs again after a sync failed.
+
+An append is in the page cache when it returns; it is durable when `sync` that began
+after it has returned. Segments come back for reuse when the checkpoint and every
+consumer have passed them, newest first, so that their pages are still in memory and
+a partly written page need not be read (architecture §4).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from typing_extensions import Buffer
+
+from controllerd.model.errors import Corrupt, JournalFailed, Trimmed, WouldBlock
+from controllerd.model.records import HEADER_SIZE, MAX_DATA, Kind, Record, RecordError, decode_untrusted
+from controllerd.storage.io import IOV_MAX, File, Files
+from controllerd.storage.journal_format import DATA_START, SegmentHeader
+
+INDEX_STEP: Final = 256 << 10
+TAIL_BATCH: Final = 1 << 20
+PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + HEADER_SIZE
+"""Longest run of records that is appended in one piece; so much of a segment may stay unused at its end."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """One segment file in the chain. ``end`` is where the next record goes; ``last`` < ``first`` when empty."""
+
+    ordinal: int
+    first: int
+    file: File
+    end: int = DATA_START
+    last: int = 0
+    sequences: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    def note_position(self, sequence: int, position: int) -> None:
+        """Extend the sparse index from sequence number to byte position."""
+        positions = self.positions
+        if not positions or position - positions[-1] >= INDEX_STEP:
+            self.sequences.append(sequence)
+            positions.append(position)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRange:
+    """Whole records ``first`` to ``last`` as they are on disk, ``nbytes`` together."""
+
+    first: int
+    last: int
+    buffers: Sequence[Buffer]
+    nbytes: int
+
+
+class Journal:
+    """The journal of one group, in ``directory``.
+
+    Args:
+        segment_bytes: size of a segment file.
+        segments_max: most segment files; the journal is full when all are kept.
+        tail_bytes: how much of the newest part is kept in memory for peers.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        *,
+        group_id: int,
+        segment_bytes: int,
+        segments_max: int,
+        tail_bytes: int,
+    ) -> None:
+        self._files = files
+        self.directory = directory
+        self.group_id = group_id
+        self.segment_bytes = segment_bytes
+        self.segments_max = max(2, segments_max)
+        self._tail_limit = tail_bytes
+        self.chain: deque[Segment] = deque()
+        self.spares: list[File] = []
+        self._file_count = 0
+        self.last = 0
+        self.durable = 0
+        self.failed: JournalFailed | None = None
+        self._unsynced: list[Segment] = []
+        self._tail: deque[JournalRange] = deque()
+        self._tail_by_first: dict[int, JournalRange] = {}
+        self._tail_size = 0
+        self.keep_tail = False
+        self.next_ordinal = 1
+
+    # ---- space -------------------------------------------------------------
+
+    def adopt(self, chain: list[Segment], spares: list[File], last: int, next_ordinal: int) -> None:
+        """Take what recovery found; everything in it is durable."""
+        self.chain.extend(chain)
+        self.spares.extend(spares)
+        self._file_count = len(chain) + len(spares)
+        self.last = self.durable = last
+        self.next_ordinal = next_ordinal
+
+    @property
+    def room(self) -> int:
+        """Bytes that can be appended for sure, without another segment file being made."""
+        usable = self.segment_bytes - DATA_START - PIECE_MAX
+        current = self.chain[-1] if self.chain else None
+        rest = max(0, self.segment_bytes - current.end - PIECE_MAX) if current else 0
+        return rest + len(self.spares) * usable
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of records that are kept."""
+        return sum(segment.end - DATA_START for segment in self.chain)
+
+    def prepare(self, wanted: int) -> bool:
+        """Make spare segment files until ``room`` reaches ``wanted`` bytes or the limit is met.
+
+        Returns False when there is no room to make more (limit, or the file system is full).
+        """
+        while self.room < wanted:
+            if self._file_count >= self.segments_max:
+                return False
+            name = f"{self.directory}/{self._fresh_name()}"
+            file = self._files.open(name, create=True)
+            try:
+                file.allocate(self.segment_bytes)
+            except OSError:
+                file.close()
+                self._files.remove(name)
+                return False
+            self._files.sync_directory(self.directory)
+            self.spares.append(file)
+            self._file_count += 1
+        return True
+
+    def _fresh_name(self) -> str:
+        taken = set(self._files.names(self.directory))
+        number = 1
+        while (name := f"{number:08d}.seg") in taken:
+            number += 1
+        return name
+
+    # ---- appending ---------------------------------------------------------
+
+    def append(self, buffers: list[Buffer], size: int, first: int, last: int, *, pairs: bool = True) -> None:
+        """Append records ``first``..``last``: ``size`` bytes in ``buffers``.
+
+        With ``pairs``, buffers alternate header and data (data may be empty), so that they
+        may be cut anywhere between records; else they are one piece.
+
+        Raises:
+            JournalFailed: the write failed; the journal takes nothing more.
+        """
+        if self.failed is not None:
+            raise self.failed
+        segment = self.chain[-1] if self.chain else None
+        try:
+            if segment is not None and size <= self.segment_bytes - segment.end and len(buffers) <= IOV_MAX:
+                self._put(segment, buffers, size, first, last)
+            elif pairs:
+                self._append_split(buffers, first)
+            else:
+                segment = self._next_segment(first)
+                self._put(segment, buffers, size, first, last)
+        except OSError as error:
+            self.fail(f"journal write failed: {error}")
+        if self.keep_tail:
+            self._keep(buffers, size, first, last, pairs)
+
+    def _append_split(self, buffers: list[Buffer], first: int) -> None:
+        segment = self.chain[-1] if self.chain else self._next_segment(first)
+        start, size, sequence = 0, 0, first
+        for index in range(0, len(buffers), 2):
+            record = len(memoryview(buffers[index])) + len(memoryview(buffers[index + 1]))
+            full = size + record > self.segment_bytes - segment.end
+            if full or index - start + 2 > IOV_MAX:
+                if size:
+                    self._put(segment, buffers[start:index], size, sequence, first + index // 2 - 1)
+                start, size, sequence = index, 0, first + index // 2
+                if record > self.segment_bytes - segment.end:
+                    segment = self._next_segment(sequence)
+            size += record
+        if size:
+            self._put(segment, buffers[start:], size, sequence, first + len(buffers) // 2 - 1)
+
+    def _put(self, segment: Segment, buffers: list[Buffer], size: int, first: int, last: int) -> None:
+        segment.file.write_vector(buffers, size, segment.end)
+        segment.note_position(first, segment.end)
+        segment.end += size
+        segment.last = self.last = last
+        if not self._unsynced or self._unsynced[-1] is not segment:
+            self._unsynced.append(segment)
+
+    def _next_segment(self, first: int) -> Segment:
+        if not self.spares and not self.prepare(1):
+            self.fail("journal has no segment left")
+        segment = Segment(self.next_ordinal, first, self.spares.pop(), last=first - 1)
+        header = SegmentHeader(self.group_id, segment.ordinal, first, self.durable)
+        segment.file.write(header.encode(), 0)
+        self.next_ordinal += 1
+        self.chain.append(segment)
+        self._unsynced.append(segment)
+        return segment
+
+    def begin_segment(self) -> None:
+        """Go on in a new segment: recovery never writes behind what it found."""
+        if self.failed is None:
+            try:
+                self._next_segment(self.last + 1)
+            except OSError as error:
+                self.fail(f"journal write failed: {error}")
+
+    def fail(self, reason: str) -> None:
+        """Take nothing more, for ever (I4: what a failed write or sync left behind is unknown).
+
+        Raises:
+            JournalFailed: always.
+        """
+        if self.failed is None:
+            self.failed = JournalFailed(reason)
+        raise self.failed
+
+    async def sync(self) -> int:
+        """Make durable what was appended before the call; return the last sequence number of it.
+
+        Raises:
+            JournalFailed: a sync failed; it is never tried again (F13).
+        """
+        if self.failed is not None:
+            raise self.failed
+        target = self.last
+        segments, self._unsynced = self._unsynced, []
+        try:
+            for segment in segments:
+                await segment.file.sync()
+        except OSError as error:
+            self.fail(f"journal sync failed: {error}")
+        self.durable = max(self.durable, target)
+        return target
+
+    # ---- freeing -----------------------------------------------------------
+
+    def free_through(self, sequence: int) -> int:
+        """Recycle segments all of whose records are <= ``sequence``; return how many."""
+        freed = 0
+        while len(self.chain) > 1 and self.chain[1].first <= sequence + 1 and self.chain[0].last <= sequence:
+            segment = self.chain.popleft()
+            if segment in self._unsynced:
+                self._unsynced.remove(segment)
+            self.spares.append(segment.file)
+            freed += 1
+        return freed
+
+    def reset(self, last: int) -> int:
+        """Forget every record; the next one is ``last + 1``. Returns the ordinal the new chain begins with."""
+        while self.chain:
+            self.spares.append(self.chain.popleft().file)
+        self._unsynced.clear()
+        self._tail.clear()
+        self._tail_by_first.clear()
+        self._tail_size = 0
+        self.last = self.durable = last
+        self.begin_segment()
+        return self.chain[0].ordinal
+
+    # ---- reading -----------------------------------------------------------
+
+    def _keep(self, buffers: list[Buffer], size: int, first: int, last: int, pairs: bool) -> None:
+        if size > TAIL_BATCH and pairs:
+            start, part, sequence = 0, 0, first
+            for index in range(0, len(buffers), 2):
+                part += len(memoryview(buffers[index])) + len(memoryview(buffers[index + 1]))
+                if part >= TAIL_BATCH or index + 2 == len(buffers):
+                    end = first + index // 2
+                    self._keep_range(JournalRange(sequence, end, buffers[start : index + 2], part))
+                    start, part, sequence = index + 2, 0, end + 1
+        else:
+            self._keep_range(JournalRange(first, last, buffers, size))
+
+    def _keep_range(self, entry: JournalRange) -> None:
+        self._tail.append(entry)
+        self._tail_by_first[entry.first] = entry
+        self._tail_size += entry.nbytes
+        while self._tail_size > self._tail_limit and len(self._tail) > 1:
+            oldest = self._tail.popleft()
+            self._tail_size -= oldest.nbytes
+            del self._tail_by_first[oldest.first]
+
+    def trim_tail(self, sequence: int) -> None:
+        """Drop from memory what every consumer has (<= ``sequence``)."""
+        tail = self._tail
+        while tail and tail[0].last <= sequence:
+            oldest = tail.popleft()
+            self._tail_size -= oldest.nbytes
+            del self._tail_by_first[oldest.first]
+
+    @property
+    def first(self) -> int:
+        """Lowest sequence number that can be read."""
+        return self.chain[0].first if self.chain else self.last + 1
+
+    def read(self, first: int, max_bytes: int, *, wait: bool = False) -> JournalRange | None:
+        """Return whole records from ``first`` on, about ``max_bytes``, at least one; None beyond the end.
+
+        Raises:
+            Trimmed: ``first`` is no longer kept.
+            WouldBlock: the segment is not in the page cache and ``wait`` is false.
+            Corrupt: what is on the disk is not what was written.
+        """
+        if first > self.last:
+            return None
+        entry = self._tail_by_first.get(first)
+        if entry is not None:
+            if entry.nbytes >= max_bytes:
+                return entry
+            buffers: list[Buffer] = []
+            size, last = 0, first - 1
+            while entry is not None and (size == 0 or size + entry.nbytes <= max_bytes):
+                buffers.extend(entry.buffers)
+                size += entry.nbytes
+                last = entry.last
+                entry = self._tail_by_first.get(last + 1)
+            return JournalRange(first, last, buffers, size)
+        if first < self.first:
+            raise Trimmed(self.first)
+        return self._read_segment(first, max_bytes, wait)
+
+    def _read_segment(self, first: int, max_bytes: int, wait: bool) -> JournalRange:
+        segment = next(segment for segment in reversed(self.chain) if segment.first <= first)
+        index = bisect_right(segment.sequences, first) - 1
+        position = segment.positions[index]
+        view = memoryview(bytearray(min(segment.end - position, max_bytes + INDEX_STEP + PIECE_MAX)))
+        if wait:
+            segment.file.read_now(view, position)
+        elif not segment.file.read_nowait(view, position):
+            raise WouldBlock("journal segment is not in memory")
+        return _cut_range(view, first, max_bytes)
+
+    def records(self, first: int, last: int) -> list[Record]:
+        """Decode records ``first``..``last`` (some of them when they are many), waiting for the disk.
+
+        Raises: as `read`.
+        """
+        found = self.read(first, TAIL_BATCH, wait=True)
+        assert found is not None
+        view = memoryview(b"".join(found.buffers))
+        position = 0
+        result: list[Record] = []
+        while position < len(view):
+            record = decode_untrusted(view, position)
+            position += record.size
+            if record.sequence > last:
+                break
+            result.append(record)
+        return result
+
+    def close(self) -> None:
+        """Close the files; nothing is synced."""
+        for file in [segment.file for segment in self.chain] + self.spares:
+            file.close()
+
+
+def _cut_range(view: memoryview, first: int, max_bytes: int) -> JournalRange:
+    """Find the records from ``first`` on in ``view``, which starts at some record before it."""
+    position = size = 0
+    buffers: list[Buffer] = []
+    last = first - 1
+    while position < len(view) and size < max_bytes:
+        try:
+            record = decode_untrusted(view, position)
+        except RecordError as error:
+            if size and "cut short" in error.reason:
+                break
+            raise Corrupt(f"journal record {last + 1} cannot be read back: {error}") from error
+        if record.kind != Kind.NOTE and record.sequence >= first:
+            buffers.append(view[position : position + record.size])
+            size += record.size
+            last = record.sequence
+        position += record.size
+    if not size:
+        raise Corrupt(f"journal record {first} is not where the index says")
+    return JournalRange(first, last, buffers, size)

@@ -1,0 +1,70 @@
+"""Journal segment format: the header block at the start of each segment file.
+
+A journal is a chain of equally long segment files, ``<ordinal>.seg``. A segment is
+this header, padded to `DATA_START` bytes, and then records (model/records.py) back
+to back; the rest is whatever the file held before. Multi-byte fields are
+little-endian. What decides which bytes are valid is written in `journal_scan`.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from crc32c import crc32c
+
+SEGMENT_MAGIC: Final = 0x47455352  # "RSEG"
+SEGMENT_VERSION: Final = 1
+DATA_START: Final = 4096
+
+# Segment header, 64 bytes, little-endian
+#  0       4         8         16               24               32          40          48       60   64
+#  +-------+---------+---------+----------------+----------------+-----------+-----------+--------+----+
+#  | magic | version | group id| ordinal        | first sequence | durable   | reserved  |reserved|crc |
+#  +-------+---------+---------+----------------+----------------+-----------+-----------+--------+----+
+# ordinal counts segments of the group from 1, never reused; durable is the sequence
+# number up to which the journal was durable when the segment was begun; crc is the
+# CRC-32C of bytes 0..59.
+SEGMENT_HEADER: Final = struct.Struct("<IIQQQQ20sI")
+assert SEGMENT_HEADER.size == 64
+
+
+class SegmentError(ValueError):
+    """Bytes that are not a segment header of this group."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """Identity of one segment. ``first`` is the sequence number of its first record."""
+
+    group_id: int
+    ordinal: int
+    first: int
+    durable: int
+
+    def encode(self) -> bytes:
+        """Return the 64 bytes."""
+        body = SEGMENT_HEADER.pack(
+            SEGMENT_MAGIC, SEGMENT_VERSION, self.group_id, self.ordinal, self.first, self.durable, bytes(20), 0
+        )[:-4]
+        return body + crc32c(body).to_bytes(4, "little")
+
+
+def decode_segment_untrusted(data: bytes, group_id: int) -> SegmentHeader:
+    """Decode a segment header.
+
+    Raises:
+        SegmentError: it is none, or it belongs to another group.
+    """
+    if len(data) < SEGMENT_HEADER.size:
+        raise SegmentError("segment shorter than its header")
+    data = data[: SEGMENT_HEADER.size]
+    magic, version, owner, ordinal, first, durable, _, crc = SEGMENT_HEADER.unpack(data)
+    if magic != SEGMENT_MAGIC or crc32c(data[:-4]) != crc:
+        raise SegmentError("no segment header")
+    if version != SEGMENT_VERSION:
+        raise SegmentError(f"segment version {version} is not known")
+    if owner != group_id:
+        raise SegmentError(f"segment belongs to group id {owner}")
+    return SegmentHeader(owner, ordinal, first, durable)

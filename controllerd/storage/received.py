@@ -1,0 +1,115 @@
+"""Received records: what a secondary group does with what its primary sends.
+
+Owns: checking received records against the group's volumes, reserving space for
+them, and making pending ones visible when the apply loop says so.
+Never: decides what may become visible (model/apply_plan.py does), or renumbers
+(`Group.stage_upstream` does, for the synchronous leg).
+
+Source: RC ¶34-39 (receiving), ¶41 (applying); spec §4.2, §5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from controllerd.model.errors import Corrupt
+from controllerd.model.records import HEADER_SIZE, Kind
+from controllerd.storage.journal import Journal
+from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
+from controllerd.storage.pending import Pending
+from controllerd.storage.volume import Volume
+
+if TYPE_CHECKING:
+    from controllerd.storage.group import Group
+
+
+def check_received(group: Group, kind: int, key: int, offset: int, length: int) -> Volume | None:
+    """Return the volume a received or recovered record is for; None for records without data.
+
+    Raises:
+        Corrupt: the group has no such volume, or the range lies beyond its end.
+    """
+    if kind in (Kind.TICK, Kind.MARKER):
+        return None
+    volume = group.volumes.get(key)
+    if volume is None:
+        raise Corrupt(f"group {group.name}: record for volume key {key:#x}, which the group does not have")
+    if offset + length > volume.size:
+        raise Corrupt(f"group {group.name}: record beyond the end of volume {volume.name}")
+    return volume
+
+
+def reserve(volume: Volume, kind: int, offset: int, length: int) -> None:
+    """Reserve the disk regions that a record needs.
+
+    Raises:
+        NoSpace: the pool is full.
+    """
+    if kind == Kind.WRITE:
+        first, last = offset >> volume.shift, (offset + length - 1) >> volume.shift
+        if 0 in volume.map[first : last + 1]:
+            volume.reserve(first, last)
+    else:
+        reserve_edges(volume, offset, length)
+
+
+def reserve_edges(volume: Volume, offset: int, length: int) -> None:
+    """Reserve the regions that a zeroed range covers only in part: their zeros are written as blocks."""
+    mask = (1 << volume.shift) - 1
+    end = offset + length
+    if offset & mask:
+        volume.reserve(offset >> volume.shift, offset >> volume.shift)
+    if end & mask:
+        volume.reserve((end - 1) >> volume.shift, (end - 1) >> volume.shift)
+
+
+def show(volume: Volume, kind: int, offset: int, length: int, data: memoryview | None) -> None:
+    """Make one record visible: put it into the volume's cache."""
+    if data is None:
+        volume.layers.zero(offset, length)
+    elif length == BLOCK and not offset & BLOCK_MASK:
+        volume.layers.active[offset >> BLOCK_SHIFT] = data
+    else:
+        volume.layers.write(offset, data)
+
+
+class Applied:
+    """How far a group's pending records have become visible."""
+
+    def __init__(self, sequence: int, time: int, origin: int) -> None:
+        self.sequence = sequence
+        self.time = time
+        self.origin = origin
+        self.taken = 0
+        """Bytes of cache that applied records took and that the group has not yet accounted for."""
+
+    def apply(self, volumes: dict[int, Volume], pending: Pending, journal: Journal, through: int) -> int:
+        """Show pending records up to ``through``; returns how many.
+
+        Raises:
+            NoSpace: a pool has no room for a region that was trimmed meanwhile; what
+                was applied before stays applied, call again later.
+            Corrupt: the journal could not be read back.
+        """
+        count = 0
+        reread: dict[int, memoryview] = {}
+        entries = pending.entries
+        while entries and entries[0].sequence <= through:
+            entry = entries[0]
+            volume = volumes.get(entry.volume)
+            if volume is not None and entry.kind not in (Kind.TICK, Kind.MARKER):
+                reserve(volume, entry.kind, entry.offset, entry.length)
+                data = entry.data
+                if entry.kind == Kind.WRITE and data is None:
+                    if entry.sequence not in reread:
+                        reread = {record.sequence: record.data for record in journal.records(entry.sequence, through)}
+                    data = reread[entry.sequence]
+                show(volume, entry.kind, entry.offset, entry.length, data)
+            pending.pop()
+            self.sequence = entry.sequence
+            self.time = entry.time
+            if entry.origin:
+                self.origin = entry.origin
+            self.taken += HEADER_SIZE + (entry.length if entry.kind == Kind.WRITE else 0)
+            count += 1
+        return count
