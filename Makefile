@@ -1,0 +1,60 @@
+# Everything a user or a developer runs. `make help` lists it. Each target sets up what it needs (deploy/setup).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+# Arguments that are passed on: make test ARGS="-k journal", make demo ARGS=--keep, make bench ARGS=--quick
+ARGS ?=
+# Test processes; two, since the tests wait more than they compute.
+JOBS ?= 2
+
+.PHONY: help setup demo test quick guest lint style types imports format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install missing Debian packages and create .venv, for running only
+	@deploy/setup run
+
+demo: ## Three controllers, real data, kill -9 and takeover, on this machine (ARGS=--keep to look around after)
+	@deploy/setup demo
+	@$(BIN)/python -m deploy.demo.run $(ARGS)
+
+test: ## Run the whole test suite (ARGS="-k journal" for a part of it)
+	@deploy/setup test
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+quick: ## Run the tests that take a moment
+	@deploy/setup test
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not guest" $(ARGS)
+
+guest: ## Run only the tests with a real kernel's clients
+	@deploy/setup test
+	@$(BIN)/python -m pytest -m guest $(ARGS)
+
+lint: style imports types ## Run all static checks, the fast ones first
+
+style: ## ruff: rules and format
+	@deploy/setup lint
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }
+
+imports: ## import-linter: which part may import which
+	@deploy/setup lint
+	@$(BIN)/lint-imports --no-logo || exit 1
+
+types: ## mypy --strict
+	@deploy/setup lint
+	@$(BIN)/mypy
+
+format: ## Bring all Python files into ruff's format
+	@deploy/setup lint
+	@$(BIN)/ruff check --quiet --fix --select I . ; $(BIN)/ruff format .
+
+bench: ## Measure against qemu-nbd, nbdkit and qemu-storage-daemon (ARGS=--quick for a rough look)
+	@deploy/setup bench
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+clean: ## Remove .venv and all caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

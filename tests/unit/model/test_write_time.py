@@ -1,0 +1,135 @@
+"""Write times never go backwards, whatever clocks and hosts do."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controllerd.model.errors import BadOrder
+from controllerd.model.write_time import MAX_CARRIED, Source, make_write_time
+
+SOURCES: tuple[Source, ...] = get_args(Source)
+
+Call = tuple[str, int, int]
+"""What is called, the clock (it jumps as it likes), the carried time."""
+calls = st.lists(
+    st.tuples(
+        st.sampled_from(("stamp", "carried", "pass on", "tick", "observe", "restart")),
+        st.integers(0, 20),
+        st.integers(0, 20),
+    ),
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@given(calls=calls)
+def test_times_never_go_back_and_a_tick_is_above_all_of_them(source: Source, calls: list[Call]) -> None:
+    times = make_write_time(source)
+    last = 0
+    written = -1  # the latest time given to a write
+    for what, now, carried in calls:
+        match what:
+            case "stamp":
+                time = written = times.stamp(now, None)
+            case "carried":
+                time = written = times.stamp(now, carried)
+            case "pass on":
+                time = written = times.pass_on(carried, now)
+            case "tick":
+                time = times.tick(now)
+                assert time > written
+            case "observe":
+                times.observe(carried)
+                time = times.last
+                written = max(written, carried)
+                assert time >= carried
+            case _:
+                times = make_write_time(source, times.last)
+                times.observe(max(written, 0))
+                time = times.last
+        assert time == times.last
+        assert time >= last
+        last = time
+
+
+@given(calls=calls)
+def test_clock_times_of_hosts_strictly_increase_and_follow_the_clock(calls: list[Call]) -> None:
+    times = make_write_time("clock")
+    for _, now, carried in calls:
+        before = times.last
+        assert times.stamp(now, carried) == max(now, before + 1)
+    assert times.clamped == 0
+
+
+@given(calls=calls)
+def test_sequence_counts_without_leaving_a_number_out(calls: list[Call]) -> None:
+    times = make_write_time("sequence", 40)
+    numbers = []
+    for what, now, carried in calls:
+        if what == "tick":
+            numbers.append(times.tick(now))
+        elif what == "pass on":
+            numbers.append(times.pass_on(carried, now))
+        else:
+            numbers.append(times.stamp(now, carried))
+    assert numbers == list(range(41, 41 + len(numbers)))
+
+
+def test_host_time_is_remembered_for_writes_that_carry_none() -> None:
+    times = make_write_time("host")
+    assert times.stamp(999, 100) == 100
+    assert times.stamp(999, None) == 100
+    assert times.stamp(999, 200) == 200
+    assert times.stamp(999, 150) == 200
+    assert times.clamped == 1
+    assert times.stamp(999, 200) == 200
+    assert times.clamped == 1
+
+
+def test_host_tick_moves_the_time_once_and_comes_to_rest() -> None:
+    times = make_write_time("host")
+    times.stamp(0, 100)
+    assert times.tick(0) == 101
+    assert times.tick(0) == 101
+    assert times.stamp(0, None) == 101
+    assert times.tick(0) == 102
+
+
+def test_host_tick_after_recovery_is_above_what_was_written_before() -> None:
+    assert make_write_time("host", 100).tick(0) == 101
+    times = make_write_time("host")
+    times.observe(0)
+    assert times.tick(0) == 1
+
+
+@pytest.mark.parametrize("source", ["host", "clock"])
+def test_times_of_an_upstream_controller_are_passed_on(source: Source) -> None:
+    times = make_write_time(source)
+    assert times.pass_on(50, 9000) == 50
+    assert times.pass_on(40, 9000) == 50
+    assert times.clamped == 1
+    assert times.tick(0) == 51
+
+
+@pytest.mark.parametrize("source", ["host", "clock"])
+def test_upstream_time_without_room_above_it_is_refused(source: Source) -> None:
+    times = make_write_time(source)
+    with pytest.raises(BadOrder):
+        times.pass_on(MAX_CARRIED + 1, 0)
+    assert times.pass_on(MAX_CARRIED, 0) == MAX_CARRIED
+
+
+def test_carried_time_without_room_above_it_is_refused() -> None:
+    host = make_write_time("host", 5)
+    with pytest.raises(BadOrder):
+        host.stamp(0, (1 << 64) - 1)
+    assert host.last == 5
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_source_is_named(source: Source) -> None:
+    assert make_write_time(source).source == source
