@@ -148,9 +148,16 @@ class Acknowledgement:
     # ---- synchronous leg, primary side ----------------------------------------
 
     def set_mirror(self, required: bool, acked: int = 0, durable: int = 0) -> None:
-        """Make completion wait for the synchronous peer, or no longer (spec §4.4)."""
+        """Make completion wait for the synchronous peer, or no longer (spec §4.4).
+
+        With a mirror the horizons may step back to what the peer is known to have, so that
+        after a restart a flush waits until the last records are at the peer too (I4).
+        """
         self.mirrored = required
         self._mirror_acked, self._mirror_durable = acked, durable
+        if required:
+            self.complete.step_back(acked)
+            self.flushed.step_back(durable)
         self.update()
 
     def mirror_progress(self, acked: int, durable: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
@@ -76,11 +76,11 @@ class Checkpointer:
                 await asyncio.sleep(min(1.0, self._interval_s))
             self._system.check_overflow()
 
-    async def checkpoint(self, change: Callable[[], Group] | None = None) -> None:
+    async def checkpoint(self, change: Callable[[], Sequence[Group]] | None = None) -> None:
         """Bring the disks and the catalogue up to what is visible now.
 
-        ``change`` is called just before the documents are taken: it restarts one group's
-        journal and returns the group, and that becomes durable together with the checkpoint.
+        ``change`` is called just before the documents are taken: it changes groups (role,
+        a new journal) and returns them, and that becomes durable together with the checkpoint.
 
         Raises:
             DiskFailed: a disk could not be synced; nothing was freed.
@@ -97,8 +97,7 @@ class Checkpointer:
             try:
                 await self._sync_disks()
                 if change is not None:
-                    changed = change()
-                    marks[changed.name] = changed.destaged_mark
+                    marks.update({group.name: group.destaged_mark for group in change()})
                 documents = [("group", group.name, group.document(marks[group.name])) for group in groups]
                 await self._run_blocking(self._catalogue.checkpoint, pages, documents)
             except BaseException:

@@ -57,7 +57,8 @@ from controllerd.storage.volume import Volume
 
 _WRITE: Final = int(Kind.WRITE)
 _HOST_TIME: Final = int(Flag.HOST_TIME)
-_NO_DATA: Final = b""
+RECOVERED: Final = "recovered"
+"""Consumer that stands for all consumers of the run before, until they say themselves what they have."""
 
 
 @dataclass(slots=True)
@@ -137,7 +138,8 @@ class Group:
         self.set_mirror = acks.set_mirror
         self.mirror_progress = acks.mirror_progress
         self.fail_waiting = acks.fail_waiting
-        self._retention: dict[str, int] = {}
+        # Until the pairs are loaded again, what they had not got is kept for them.
+        self._retention: dict[str, int] = {RECOVERED: facts.retained} if facts.retained < facts.destaged else {}
         budget.listen(self.update_accepting)
 
     # ---- what targets and replication ask ----------------------------------
@@ -403,7 +405,7 @@ class Group:
             for sequence, (volume, kind, offset, length, time, data, origin) in enumerate(staged, first):
                 key = 0 if volume is None else volume.key
                 self.pending.append(Entry(sequence, time, kind, key, offset, length, origin, data))
-        if self.journal.room < self._margin or self.budget.used >= self.budget.limit:
+        if self.journal.rolled or self.journal.room < self._margin or self.budget.used >= self.budget.limit:
             self.update_accepting()
         self.acks.committed(self.last_seq)
         for listener in self.on_commit:
@@ -413,6 +415,12 @@ class Group:
 
     def update_accepting(self) -> None:
         """Work out anew whether hosts may send writes, and wake those who waited."""
+        if self.journal.rolled:
+            self.journal.rolled = False
+            if self.journal.half_full:
+                self.on_pressure()
+            elif not self.journal.spares:
+                self.journal.prepare(self.journal.segment_bytes)  # now, not when the next write needs it
         if self.journal.room < self._margin and not self.journal.prepare(self._margin) and self.journal.failed is None:
             self.on_pressure()
         ready = (
@@ -533,7 +541,7 @@ class Group:
             append(entry)
         self.write_time.observe(self.last_time)
         self.acks.journaled = expected
-        if self.journal.room < self._margin:
+        if self.journal.rolled or self.journal.room < self._margin:
             self.update_accepting()
         for listener in self.on_commit:
             listener()
@@ -648,6 +656,18 @@ class Group:
         self.destaged_mark = (last_seq, self.last_time, last_origin)
         self._retention.clear()
         self.acks.restart(last_seq)
+        self.update_accepting()
+
+    def change_role(self, role: Role, last_origin: int | None) -> None:
+        """Change the role in place: journal, numbers and consumers stay (synchronous secondaries).
+
+        The caller has made everything visible before a group becomes primary, and takes a
+        checkpoint with this as its change.
+        """
+        self.role = role
+        if last_origin is not None:
+            self.last_origin = self.applied.origin = last_origin
+            self.destaged_mark = (self.destaged_mark[0], self.destaged_mark[1], last_origin)
         self.update_accepting()
 
     def add_volume(self, volume: Volume) -> None:

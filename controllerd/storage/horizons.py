@@ -15,7 +15,7 @@ Waiter = Callable[[RemoteCopyError | None], None]
 
 
 class Horizon:
-    """A sequence number that only grows, and callbacks waiting for it in order of number."""
+    """A sequence number that grows, and callbacks waiting for it in order of number."""
 
     __slots__ = ("_waiting", "reached")
 
@@ -46,6 +46,11 @@ class Horizon:
         waiting = self._waiting
         while waiting and waiting[0][0] <= sequence:
             waiting.popleft()[1](None)
+
+    def step_back(self, sequence: int) -> None:
+        """Move back to ``sequence``, unless someone waits: a stricter rule holds from now on."""
+        if not self._waiting and sequence < self.reached:
+            self.reached = sequence
 
     def fail(self, error: RemoteCopyError, through: int | None = None) -> None:
         """Release everyone who waits (for at most ``through``) with an error."""

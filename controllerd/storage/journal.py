@@ -27,7 +27,7 @@ from controllerd.storage.journal_format import DATA_START, SegmentHeader
 
 INDEX_STEP: Final = 256 << 10
 TAIL_BATCH: Final = 1 << 20
-PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + HEADER_SIZE
+PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + 3 * HEADER_SIZE
 """Longest run of records that is appended in one piece; so much of a segment may stay unused at its end."""
 
 
@@ -98,6 +98,8 @@ class Journal:
         self._tail_size = 0
         self.keep_tail = False
         self.next_ordinal = 1
+        self.rolled = False
+        """Set when a segment was begun; whoever reacts clears it."""
 
     # ---- space -------------------------------------------------------------
 
@@ -116,6 +118,11 @@ class Journal:
         current = self.chain[-1] if self.chain else None
         rest = max(0, self.segment_bytes - current.end - PIECE_MAX) if current else 0
         return rest + len(self.spares) * usable
+
+    @property
+    def half_full(self) -> bool:
+        """Whether a checkpoint should free segments soon."""
+        return 2 * len(self.chain) > self.segments_max
 
     @property
     def used_bytes(self) -> int:
@@ -210,6 +217,7 @@ class Journal:
         self.next_ordinal += 1
         self.chain.append(segment)
         self._unsynced.append(segment)
+        self.rolled = True
         return segment
 
     def begin_segment(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,6 +55,19 @@ class StorageSettings:
     overflow: str = "suspend"
 
 
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How a group's journal begins anew: the next record is ``last_seq + 1``."""
+
+    group: Group
+    role: Role
+    generation: int
+    last_seq: int
+    last_origin: int = 0
+    last_time: int = 0
+    numbered_here: bool = True
+
+
 class StorageSystem:
     """Everything this controller stores. ``clock`` gives wall time in ns."""
 
@@ -78,6 +91,8 @@ class StorageSystem:
         self.volumes: dict[str, Volume] = {}
         self.destagers: dict[str, Destager] = {}
         self.budget = CacheBudget(settings.cache_bytes)
+        self.guard: Callable[[Group, str], None] = _allow
+        """Asked before an order changes a group's volumes; raises Conflict when a pair forbids it."""
         self._files = files
         self._rng = rng
         files.names(settings.data_directory)
@@ -329,6 +344,7 @@ class StorageSystem:
         group = self.group(name)
         if group.volumes:
             raise Conflict(f"group {name} has volumes: {', '.join(v.name for v in group.volumes.values())}")
+        self.guard(group, f"delete group {name}")
         await self.destagers[name].stop()
         self.catalogue.delete_document("group", name)
         self._forget_group(name)
@@ -343,26 +359,41 @@ class StorageSystem:
             raise NotFound(f"no group named {name}")
         return self.groups[name]
 
-    async def restart_group(
-        self, group: Group, *, role: Role, generation: int, last_seq: int, last_origin: int = 0, last_time: int = 0,
-        numbered_here: bool = True,
-    ) -> None:  # fmt: skip
-        """Begin a group's journal anew in another role; durable on return (takeover, pair create and delete).
+    async def restart_groups(self, restarts: Sequence[Restart]) -> None:
+        """Begin groups' journals anew in another role; durable on return, all together (takeover, pair orders).
 
         What is visible now stays; what is pending is dropped.
         """
         await self.checkpointer.checkpoint()
 
-        def change() -> Group:
-            group.restart(
-                role=role,
-                generation=generation,
-                last_seq=last_seq,
-                last_origin=last_origin,
-                last_time=last_time,
-                numbered_here=numbered_here,
-            )
-            return group
+        def change() -> list[Group]:
+            for restart in restarts:
+                restart.group.restart(
+                    role=restart.role,
+                    generation=restart.generation,
+                    last_seq=restart.last_seq,
+                    last_origin=restart.last_origin,
+                    last_time=restart.last_time,
+                    numbered_here=restart.numbered_here,
+                )
+            return [restart.group for restart in restarts]
+
+        await self.checkpointer.checkpoint(change)
+
+    async def restart_group(
+        self, group: Group, *, role: Role, generation: int, last_seq: int, last_origin: int = 0, last_time: int = 0,
+        numbered_here: bool = True,
+    ) -> None:  # fmt: skip
+        """`restart_groups` for one group."""
+        await self.restart_groups([Restart(group, role, generation, last_seq, last_origin, last_time, numbered_here)])
+
+    async def change_role(self, group: Group, role: Role, *, last_origin: int | None = None) -> None:
+        """Change a group's role in place: its journal goes on. Durable on return."""
+        await self.checkpointer.checkpoint()
+
+        def change() -> list[Group]:
+            group.change_role(role, last_origin)
+            return [group]
 
         await self.checkpointer.checkpoint(change)
 
@@ -388,6 +419,7 @@ class StorageSystem:
         """
         self._check_new("volume", name, self.volumes)
         owner = self.group(group)
+        self.guard(owner, f"create volume {name}")
         if pool not in self.pools:
             raise NotFound(f"no pool named {pool}")
         self._check_size(size)
@@ -461,6 +493,7 @@ class StorageSystem:
             BadOrder: the size is not possible or smaller than it is.
         """
         volume = self.volume(name)
+        self.guard(volume.group, f"resize volume {name}")
         self._check_size(size)
         if size < volume.size:
             raise BadOrder(f"volume {name} has {volume.size} bytes; shrinking it would lose data")
@@ -495,6 +528,7 @@ class StorageSystem:
             Conflict: hosts have it open, or its group is a secondary.
         """
         volume = self.volume(name)
+        self.guard(volume.group, f"delete volume {name}")
         if volume.sessions:
             raise Conflict(f"volume {name} is open: {[session.describe() for session in volume.sessions]}")
         if volume.group.role is Role.SECONDARY:
@@ -515,6 +549,10 @@ class StorageSystem:
             raise BadOrder(f"{kind} name {name!r}: use 1 to 63 letters, digits, '.', '_', '-'")
         if name in known:
             raise Conflict(f"a {kind} named {name} exists already")
+
+
+def _allow(group: Group, order: str) -> None:
+    """Default guard."""
 
 
 async def _run_inline(function: Callable[..., Any], *arguments: Any) -> Any:
