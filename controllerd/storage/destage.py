@@ -6,7 +6,7 @@ Never: writes anything whose journal part is not durable, or drops a cached writ
 because a disk failed.
 
 One window at a time and group: freeze the layers, make the journal durable through
-it, write sorted by disk address with neighbours joined, drop the window. A block
+it, write in order of address with neighbours joined, drop the window. A block
 overwritten within the window is written once. The work is done in slices so that the
 loop stays free (architecture §2).
 """
@@ -30,9 +30,6 @@ from controllerd.storage.volume import Volume
 SLICE_WRITES: Final = 48
 SLICE_BYTES: Final = 2 << 20
 RETRY_S: Final = 1.0
-
-Piece = tuple[int, int, Buffer, int]
-"""(disk index, offset there in bytes, data, length)."""
 
 
 class Destager:
@@ -97,8 +94,8 @@ class Destager:
                     await group.make_durable()
                 for volume in volumes:
                     await self._unmap_zeroed(volume)
-                for pool in {volume.pool.name: volume.pool for volume in volumes}.values():
-                    await self._write(pool, [volume for volume in volumes if volume.pool is pool])
+                for volume in volumes:
+                    await self._write(volume)
                 for volume in volumes:
                     volume.layers.drop_frozen()
                     volume.destages += 1
@@ -121,12 +118,10 @@ class Destager:
             if count % 256 == 0:
                 await asyncio.sleep(0)
 
-    async def _write(self, pool: Pool, volumes: list[Volume]) -> None:
-        pieces = [piece for volume in volumes for piece in _pieces(volume)]
-        pieces.sort(key=_place)
+    async def _write(self, volume: Volume) -> None:
         writes = slice_bytes = 0
-        for index, offset, buffers, size in _joined(pieces):
-            await self._put(pool.disks[index], offset, buffers, size)
+        for disk, offset, buffers, size in _runs(volume):
+            await self._put(disk, offset, buffers, size)
             writes += 1
             slice_bytes += size
             if writes >= SLICE_WRITES or slice_bytes >= SLICE_BYTES:
@@ -175,8 +170,8 @@ def write_layers_now(group: Group) -> None:
             if volume.map[region]:
                 disk, offset = volume.pool.locate(volume.map[region])
                 disk.file.zero(offset, volume.pool.region_size)
-        for index, offset, buffers, size in _joined(sorted(_pieces(volume), key=_place)):
-            volume.pool.disks[index].file.write_vector(buffers, size, offset)
+        for disk, offset, buffers, size in _runs(volume):
+            disk.file.write_vector(buffers, size, offset)
         volume.layers.drop_frozen()
     group.budget.release(group.layer_bytes)
     group.layer_bytes = 0
@@ -188,40 +183,40 @@ def _has_blocks(layers: Layers, region: int) -> bool:
     return any(block in layers.active or block in layers.frozen for block in range(first, first + (1 << per_region)))
 
 
-def _place(piece: Piece) -> tuple[int, int]:
-    return piece[0], piece[1]
+def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
+    """Yield (disk, offset, buffers, size) in the volume's order, pieces that follow each other on a disk joined.
 
-
-def _pieces(volume: Volume) -> Iterator[Piece]:
-    shift = volume.shift
-    mask = (1 << shift) - 1
-    entries = volume.map
-    pool = volume.pool
-    disks = pool.disks
-    locate = pool.locate
-    for block, content in volume.layers.frozen.items():
-        offset = block << BLOCK_SHIFT
-        disk, start = locate(entries[offset >> shift])
-        index = 0 if len(disks) == 1 else disks.index(disk)
-        start += offset & mask
-        if isinstance(content, PartialBlock):
-            for low, high in content.ranges:
-                yield index, start + low, memoryview(content.data)[low:high], high - low
-        else:
-            yield index, start, content, BLOCK
-
-
-def _joined(pieces: list[Piece]) -> Iterator[tuple[int, int, list[Buffer], int]]:
-    """Join pieces that follow each other on a disk, up to one vector write of `SLICE_BYTES`."""
+    Neighbouring logical regions have neighbouring disk regions where possible, so the
+    volume's order is nearly the disk's, and sorting plain block numbers is cheap.
+    """
     run: list[Buffer] = []
-    disk = start = size = 0
-    for index, offset, data, length in pieces:
-        if run and index == disk and offset == start + size and len(run) < IOV_MAX and size < SLICE_BYTES:
+    where: Disk | None = None
+    start = size = 0
+    for disk, offset, data, length in _pieces(volume):
+        if run and disk is where and offset == start + size and len(run) < IOV_MAX and size < SLICE_BYTES:
             run.append(data)
             size += length
         else:
-            if run:
-                yield disk, start, run, size
-            disk, start, run, size = index, offset, [data], length
-    if run:
-        yield disk, start, run, size
+            if run and where is not None:
+                yield where, start, run, size
+            where, start, run, size = disk, offset, [data], length
+    if run and where is not None:
+        yield where, start, run, size
+
+
+def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, Buffer, int]]:
+    shift = volume.shift
+    mask = (1 << shift) - 1
+    entries = volume.map
+    locate = volume.pool.locate
+    frozen = volume.layers.frozen
+    for block in sorted(frozen):
+        content = frozen[block]
+        offset = block << BLOCK_SHIFT
+        disk, start = locate(entries[offset >> shift])
+        start += offset & mask
+        if isinstance(content, PartialBlock):
+            for low, high in content.ranges:
+                yield disk, start + low, memoryview(content.data)[low:high], high - low
+        else:
+            yield disk, start, content, BLOCK
