@@ -38,7 +38,8 @@ class Checkpointer:
         self._interval_s = interval_s
         self._run_blocking = run_blocking
         self._wake = asyncio.Event()
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held while a checkpoint is taken; whoever forgets groups or volumes holds it meanwhile."""
         self._task: asyncio.Task[None] | None = None
         self._freed: list[tuple[Pool, int]] = []
         self.count = 0
@@ -85,7 +86,7 @@ class Checkpointer:
         Raises:
             DiskFailed: a disk could not be synced; nothing was freed.
         """
-        async with self._lock:
+        async with self.lock:
             groups = list(self._system.groups.values())
             for group in groups:
                 with contextlib.suppress(JournalFailed):  # that group stays behind, the others go on

@@ -345,9 +345,10 @@ class StorageSystem:
         if group.volumes:
             raise Conflict(f"group {name} has volumes: {', '.join(v.name for v in group.volumes.values())}")
         self.guard(group, f"delete group {name}")
-        await self.destagers[name].stop()
-        self.catalogue.delete_document("group", name)
-        self._forget_group(name)
+        async with self.checkpointer.lock:  # else a checkpoint under way would bring the document back
+            await self.destagers[name].stop()
+            self.catalogue.delete_document("group", name)
+            self._forget_group(name)
 
     def group(self, name: str) -> Group:
         """Return the group named ``name``.
@@ -533,15 +534,16 @@ class StorageSystem:
             raise Conflict(f"volume {name} is open: {[session.describe() for session in volume.sessions]}")
         if volume.group.role is Role.SECONDARY:
             raise Conflict(f"volume {name} is in secondary group {volume.group.name}; delete the pair first")
-        await self.checkpointer.checkpoint()
-        if volume.sessions:
-            raise Conflict(f"volume {name} is open")
-        volume.access = Access.READ_ONLY
-        await self.checkpointer.checkpoint()
-        del self.volumes[name]
-        del volume.group.volumes[volume.key]
-        self.catalogue.delete_volume(name, volume.volume_id)
-        volume.pool.release([region for region in volume.map if region])
+        access, volume.access = volume.access, Access.READ_ONLY
+        await self.checkpointer.checkpoint()  # from here on recovery meets no record of it
+        async with self.checkpointer.lock:
+            if volume.sessions:
+                volume.access = access
+                raise Conflict(f"volume {name} was opened meanwhile")
+            del self.volumes[name]
+            del volume.group.volumes[volume.key]
+            self.catalogue.delete_volume(name, volume.volume_id)
+            volume.pool.release([region for region in volume.map if region])
 
     @staticmethod
     def _check_new(kind: str, name: str, known: dict[str, Any]) -> None:
