@@ -1,0 +1,226 @@
+"""Connection in its transmission phase: the adapter between a transport and `Transmission`.
+
+Owns: when the socket is read and when not, sending, tasks for slow reads, and the end.
+Never: knows a command.
+
+The shape is always the same: receive, advance, send everything, and do what `Stop` says.
+Nothing is received while parsing is stopped, so a client that sends faster than its
+group takes writes, or reads slower than it asks, waits in its own socket buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.slow_reads import serve_slowly
+from controllerd.targets.nbd.transmission import Transmission
+
+_LINGER_S: Final = 10.0
+"""A client that was sent everything, and the end, must have taken it by then."""
+
+
+class SessionOwner(Protocol):
+    """What the server does for a session."""
+
+    def ended(self, session: Session, reason: str) -> None:
+        """Forget the session; ``reason`` is empty if nothing was wrong."""
+
+
+class Session(asyncio.BufferedProtocol):
+    """One client at work on one volume."""
+
+    def __init__(self, owner: SessionOwner, transport: asyncio.Transport, peer: str, opened_ns: int) -> None:
+        """``opened_ns``: wall time, for people."""
+        self.peer = peer
+        self.opened_ns = opened_ns
+        self.machine: Transmission
+        self._owner = owner
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = Stop.INPUT
+        self._running = False
+        self._reading = transport.is_reading()
+        self._paused = False
+        self._eof = False
+        self._ended = False
+        self._reason = ""
+        self._linger: asyncio.TimerHandle | None = None
+        self._waits_for_group = False
+        self._drained: list[asyncio.Future[None]] = []
+
+    def start(self, machine: Transmission) -> None:
+        """Begin: ``machine`` may hold requests already."""
+        self.machine = machine
+        self._transport.set_write_buffer_limits(high=machine.limits.output_max)
+        self._transport.set_protocol(self)
+        self._run()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the session for people: who, and with what access."""
+        return {
+            "protocol": "nbd",
+            "peer": self.peer,
+            "read_only": not self.machine.volume.writable,
+            "opened": self.opened_ns,
+            "carries_write_time": self.machine.carries_time,
+            "in_flight": self.machine.in_flight,
+        }
+
+    # ---- asyncio calls these ---------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to receive."""
+        return self.machine.receive_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Handle what was received."""
+        self.machine.received(nbytes)
+        self._run()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more; it still gets its answers (TLS cannot be half closed)."""
+        self._eof = True
+        self._run()
+        return self._transport.get_extra_info("sslcontext") is None
+
+    def pause_writing(self) -> None:
+        """The client does not read: handle nothing more until it does."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Go on after `pause_writing`."""
+        self._paused = False
+        for future in self._drained:
+            if not future.done():
+                future.set_result(None)
+        self._drained.clear()
+        # Not at once: the transport calls this while it is sending.
+        self._loop.call_soon(self._run)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Clean up; what this client has staged stays valid, its answers go nowhere."""
+        self._ended = True
+        if self._linger is not None:
+            self._linger.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for future in self._drained:
+            future.cancel()
+        self.machine.close()
+        self.machine.volume.sessions.discard(self)
+        self._owner.ended(self, self._reason or ("" if exc is None else str(exc)))
+
+    # ---- inside -------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Send answers that came outside a pass, and go on parsing if that waited for them."""
+        if self._running or self._ended:
+            return
+        self._send()
+        if self._stop is Stop.PENDING:
+            # Not at once: this may be called from inside another connection's commit.
+            self._loop.call_soon(self._run)
+        elif self._stop is Stop.END:
+            self._end()
+
+    def shut_down(self) -> None:
+        """The server is stopping: refuse what comes, answer what is under way, then close."""
+        self.machine.stopping = True
+        self._eof = True
+        if self._stop is Stop.GROUP:
+            # Requests that wait for the group are refused now.
+            self._stop = Stop.INPUT
+        self._run()
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+        self._ended = True
+        self._reason = self._reason or reason
+        self._transport.abort()
+
+    def _run(self) -> None:
+        if self._running or self._ended:
+            return
+        if self._paused:
+            self._read(wanted=False)
+            return
+        self._running = True
+        machine = self.machine
+        try:
+            stop = machine.advance()
+            self._send()
+            while stop is Stop.OUTPUT and not self._paused:
+                stop = machine.advance()
+                self._send()
+        except Exception as error:
+            # A bug, here or in storage: it costs this connection, nobody else.
+            self.abort(f"internal error: {error!r}")
+            raise
+        finally:
+            self._running = False
+        if self._eof and stop is Stop.INPUT:
+            stop = Stop.END
+        self._stop = stop
+        self._read(wanted=stop is Stop.INPUT and not self._paused)
+        if stop is Stop.GROUP and not self._waits_for_group:
+            self._waits_for_group = True
+            machine.group.when_accepting(self._group_accepts)
+        elif stop is Stop.END:
+            self._end()
+
+    def _group_accepts(self) -> None:
+        # Not at once: the group calls this in the middle of its own work.
+        self._loop.call_soon(self._after_group)
+
+    def _after_group(self) -> None:
+        self._waits_for_group = False
+        self._run()
+
+    def _send(self) -> None:
+        machine = self.machine
+        out = machine.out
+        if out:
+            machine.out = []
+            if len(out) == 1:
+                self._transport.write(out[0])
+            else:
+                self._transport.writelines(out)
+        if machine.slow_reads:
+            slow, machine.slow_reads = machine.slow_reads, []
+            for read in slow:
+                task = self._loop.create_task(serve_slowly(machine, read, self._drain))
+                self._tasks.add(task)
+                task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.abort(f"internal error: {error!r}")
+
+    async def _drain(self) -> None:
+        """Let others run; return when the client takes more data."""
+        await asyncio.sleep(0)
+        while self._paused and not self._ended:
+            future = self._loop.create_future()
+            self._drained.append(future)
+            await future
+
+    def _read(self, *, wanted: bool) -> None:
+        if wanted is not self._reading and not self._transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _end(self) -> None:
+        """Close when everything is answered; what is not sent yet still is, if the client takes it."""
+        if self.machine.in_flight and not self.machine.fault:
+            return
+        self._ended = True
+        self._reason = self.machine.fault
+        self._transport.close()
+        self._linger = self._loop.call_later(_LINGER_S, self._transport.abort)

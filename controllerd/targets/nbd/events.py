@@ -1,0 +1,52 @@
+"""What the transmission machine tells its adapter, and what it keeps of unfinished requests.
+
+Owns: the reasons for which parsing stops, reads that leave the pass, and long payloads.
+Never: acts on any of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from controllerd.model.errors import RemoteCopyError
+from controllerd.targets.nbd.errors import RequestRefused
+
+
+class Stop(enum.Enum):
+    """Why `Transmission.advance` returned, and when to call it again."""
+
+    INPUT = "input"
+    """Nothing complete is left: call again after more was received."""
+    OUTPUT = "output"
+    """Many replies are gathered: call again when ``out`` was sent and the client takes more."""
+    GROUP = "group"
+    """The group takes no writes now: call again from its `when_accepting`. Receive nothing until then."""
+    PENDING = "pending"
+    """Many requests wait: call again when `wake` was called. Receive nothing until then."""
+    END = "end"
+    """No more requests: close when ``in_flight`` is 0 and ``out`` was sent, or at once if ``fault`` says what the
+    client did wrong."""
+
+
+@dataclass(slots=True)
+class SlowRead:
+    """A read that leaves the pass. ``whole``: its reply must not be split. ``memory``: bytes it takes while served."""
+
+    cookie: bytes
+    offset: int
+    length: int
+    whole: bool
+    memory: int
+
+
+@dataclass(slots=True)
+class Payload:
+    """A long or refused WRITE whose payload is still arriving. With ``error`` the rest is thrown away."""
+
+    cookie: bytes
+    offset: int
+    remaining: int
+    carried: int | None
+    durable: bool
+    error: RemoteCopyError | RequestRefused | None = None

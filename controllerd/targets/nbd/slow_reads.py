@@ -1,0 +1,45 @@
+"""Reads that have to wait for a disk, or are too long for the pass.
+
+Owns: serving one such read, piece by piece.
+Never: decides which reads these are, or how many there may be (transmission.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from controllerd.model.errors import RemoteCopyError
+from controllerd.targets.nbd.events import SlowRead
+from controllerd.targets.nbd.transmission import Transmission
+from controllerd.targets.nbd.wire import DATA_CHUNK_SIZE, SIMPLE_REPLY_SIZE
+
+
+async def serve_slowly(session: Transmission, read: SlowRead, drained: Callable[[], Awaitable[None]]) -> None:
+    """Answer one slow read. ``drained`` lets others run, and waits until the client takes more data.
+
+    Pieces keep the loop free and the memory bounded; a reply that must not be split is gathered first.
+    """
+    header = DATA_CHUNK_SIZE if session.structured else SIMPLE_REPLY_SIZE
+    piece_max = session.limits.piece_max
+    reply_max = read.length if read.whole else piece_max
+    position, end = read.offset, read.offset + read.length
+    try:
+        while position < end:
+            length = min(reply_max, end - position)
+            buffer = bytearray(header + length)
+            view = memoryview(buffer)[header:]
+            for start in range(0, length, piece_max):
+                piece = view[start : start + piece_max]
+                if start:
+                    await drained()
+                if not session.volume.read_into(piece, position + start):
+                    await session.volume.read(piece, position + start)
+            session.answer_slow(read, buffer, position, length)
+            position += length
+            if position < end:
+                session.wake()
+                await drained()
+    except RemoteCopyError as error:
+        session.end_slow(read, error)
+    else:
+        session.end_slow(read, None)

@@ -1,0 +1,99 @@
+"""Host port and storage layer in one process, for the interop tests: no configuration, no management, no pairs.
+
+Owns: a small storage system in a directory, and the server on the sockets it is told.
+Never: is part of the product.
+
+Prints one line ``ready ADDRESS ...`` when clients can connect, and stops on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import uvloop
+
+from controllerd.storage.io import SystemFiles
+from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.volume import Access, Volume
+from controllerd.targets.nbd.server import NbdServer
+from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, UnixListen
+
+MIB = 1 << 20
+
+
+class Exports:
+    """All volumes of a storage system."""
+
+    def __init__(self, storage: StorageSystem) -> None:
+        self._storage = storage
+
+    def lookup(self, name: str) -> Volume | None:
+        """Return the volume of that name."""
+        return self._storage.volumes.get(name)
+
+    def names(self) -> list[Volume]:
+        """Return every volume."""
+        return list(self._storage.volumes.values())
+
+
+def _report(event: str, facts: dict[str, object]) -> None:
+    print(event, facts, flush=True)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    directory = Path(options.directory)
+    storage = StorageSystem(
+        StorageSettings(
+            str(directory / "data"),
+            time_source="host",
+            cache_bytes=options.cache_mib * MIB,
+            journal_bytes=options.journal_mib * MIB,
+        ),
+        SystemFiles(),
+        clock=time.time_ns,
+        report=_report,
+        rng=random.Random(1),
+    )
+    await storage.start()
+    if not storage.volumes:
+        size = options.size_mib * MIB
+        storage.create_disk("disk", str(directory / "disk"), 2 * size)
+        storage.create_pool("pool", ["disk"])
+        storage.create_group("group", durability=options.durability)
+        storage.create_volume("vol", size, pool="pool", group="group", description="for tests")
+        storage.create_volume("small", MIB, pool="pool", group="group")
+        storage.create_volume("fixed", MIB, pool="pool", group="group", access=Access.READ_ONLY)
+    listen: tuple[Listen, ...] = (UnixListen(str(directory / "nbd.sock")), TcpListen("127.0.0.1", 0))
+    server = NbdServer(
+        Exports(storage), NbdSettings(listen=listen, default_export="vol"), clock=time.time_ns, report=_report
+    )
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    print("ready", *server.addresses(), flush=True)
+    await stop.wait()
+    await server.stop()
+    await storage.stop()
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory")
+    parser.add_argument("--size-mib", type=int, default=64)
+    parser.add_argument("--cache-mib", type=int, default=64)
+    parser.add_argument("--journal-mib", type=int, default=256)
+    parser.add_argument("--durability", choices=("cache", "stable"), default="cache")
+    options = parser.parse_args()
+    os.makedirs(options.directory, exist_ok=True)
+    uvloop.run(_serve(options))
+
+
+if __name__ == "__main__":
+    main()
