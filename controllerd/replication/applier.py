@@ -1,0 +1,262 @@
+"""Apply loop of one apply domain at a secondary.
+
+Owns: driving the planner (model/apply_plan.py): what is durable goes in, slices of what
+may be visible come out and are applied, one slice per turn of the event loop.
+Never: journals, talks to peers, or promotes; and never waits inside a slice.
+
+What a reader would get wrong: ``arrived`` must be called with durable records only, in
+order; after a restart everything the journals hold is durable (architecture §4).
+
+In sequence mode numbers of this domain are consecutive, unless the primary gave some to
+groups that have no pair. A number that no group can bring any more, because each has
+arrived beyond it, is passed: within a group numbers only rise.
+
+Source: RC ¶40-47, ¶54; spec §5; invariants I1, I5, I11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from controllerd.model.apply_plan import ApplyDomain, FinalPlan, Mode, Order, Pending
+from controllerd.model.errors import BadOrder, RemoteCopyError
+from controllerd.model.records import Kind
+from controllerd.replication.ports import GroupPort, Report
+
+RETRY_S: Final = 1.0
+STILL_NS: Final = 200_000_000
+_TICK: Final = int(Kind.TICK)
+
+
+@dataclass(slots=True)
+class _Member:
+    group: GroupPort
+    base_time: int
+    fed: int
+    """Last number given to the planner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The group that holds the consistency line, at which write time, and since when (wall ns)."""
+
+    group: str
+    time: int
+    since: int
+
+
+class DomainApplier:
+    """Applies the pending records of the groups of domain ``name`` at consistent cuts."""
+
+    def __init__(
+        self, name: str, *, order: Order, slice_records: int, report: Report, clock: Callable[[], int]
+    ) -> None:
+        self.name = name
+        self.order: Order = order
+        self.mode: Mode = "time"
+        self.fault: str | None = None
+        """Why nothing is applied, for people; None when all is well."""
+        self.applied_records = 0
+        self._slice = slice_records
+        self._report = report
+        self._clock = clock
+        self._members: dict[str, _Member] = {}
+        self._plan = ApplyDomain("time", order)
+        self._scheduled = False
+        self._frozen = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._holder: Holder | None = None
+
+    # ---- members -----------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups."""
+        return sorted(self._members)
+
+    def add(self, group: GroupPort, base_time: int, mode: Mode | None) -> None:
+        """Take in a group: everything older than ``base_time`` is in its volumes. ``mode`` None: not known yet.
+
+        Raises:
+            BadOrder: the domain's groups have another kind of write times.
+        """
+        if mode is not None and mode != self.mode:
+            if any(member.base_time for member in self._members.values()):
+                raise BadOrder(
+                    f"apply domain {self.name} has write times of kind {self.mode!r}, group {group.name} of {mode!r}:"
+                    " choose another domain"
+                )
+            self.mode = mode
+        if group.name in self._members:
+            self.remove(group.name)
+        group.budget.listen(self.wake)
+        self._members[group.name] = _Member(group, base_time, group.durable_seq)
+        self._rebuild()
+
+    def remove(self, name: str) -> None:
+        """Leave a group out; it holds nobody back any more."""
+        member = self._members.pop(name, None)
+        if member is not None:
+            member.group.budget.ignore(self.wake)
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Make the plan anew from what the groups have applied and what they hold."""
+        first = 1
+        if self.mode == "sequence" and self._members:
+            first = 1 + max(max(member.group.applied_time, member.base_time) for member in self._members.values())
+        heads: list[int] = []
+        plan = ApplyDomain(self.mode, self.order)
+        for name, member in self._members.items():
+            group = member.group
+            plan.add_group(name, group.applied_seq, max(group.applied_time, member.base_time))
+            records = [
+                (entry.time, entry.sequence, entry.kind) for entry in group.pending if entry.sequence <= member.fed
+            ]
+            plan.arrive_many(name, records)
+            heads += [record[0] for record in records[:1]]
+        plan.next_number = min([first, *heads])
+        self._plan = plan
+        self.wake()
+
+    # ---- records -------------------------------------------------------------------
+
+    def arrived(self, name: str, records: list[Pending]) -> None:
+        """Records of a group are durable.
+
+        Raises:
+            Corrupt: they do not continue what arrived before.
+        """
+        member = self._members.get(name)
+        if member is None or not records:
+            return
+        self._plan.arrive_many(name, records)
+        member.fed = records[-1][1]
+        self.wake()
+
+    def wake(self) -> None:
+        """Apply what may be applied, beginning in the next turn of the loop."""
+        if not self._scheduled and not self._frozen:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if not self._frozen and self._apply_slice():
+            self.wake()
+
+    def _apply_slice(self) -> bool:
+        """Apply about ``slice_records``; returns whether there may be more."""
+        if not all(member.group.apply_room for member in self._members.values()):
+            return False  # the cache is full; the budget wakes us
+        try:
+            steps = self._plan.plan(self._slice) or self._pass_unused_number()
+            if not steps:
+                return False
+            for name, through in steps:
+                self.applied_records += self._members[name].group.apply_through(through)
+            self._plan.confirm()
+        except RemoteCopyError as error:
+            self._failed(error)
+            return False
+        if self.fault is not None:
+            self._report("apply-resumed", {"domain": self.name})
+            self.fault = None
+        return True
+
+    def _pass_unused_number(self) -> list[tuple[str, int]]:
+        """Sequence mode: pass numbers that went to groups outside the domain; see above."""
+        plan = self._plan
+        if self.mode != "sequence" or not self._members:
+            return []
+        positions = [plan.position(name) for name in self._members]
+        heads = [next(plan.remaining(name))[1] for name in self._members if plan.pending(name)]
+        if not heads or min(heads) <= plan.next_number or any(p.arrived_time < min(heads) for p in positions):
+            return []
+        plan.next_number = min(heads)
+        return plan.plan(self._slice)
+
+    def _failed(self, error: RemoteCopyError) -> None:
+        if self.fault is None:
+            self._report("apply-stopped", {"domain": self.name, "error": str(error)})
+        self.fault = str(error)
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.wake()
+
+    async def settle(self) -> None:
+        """Apply everything that may be applied now, leaving the loop free in between (start-up)."""
+        more = True
+        while more:
+            more = not self._frozen and self._apply_slice()
+            await asyncio.sleep(0)
+
+    # ---- takeover --------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Apply nothing more until `thaw`."""
+        self._frozen = True
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        self._frozen = False
+        self._rebuild()
+
+    def final_plan(self) -> FinalPlan:
+        """What a takeover would apply and drop now; changes nothing."""
+        if self.mode == "sequence":
+            self._pass_unused_number()
+        return self._plan.final_plan()
+
+    # ---- what is asked for ---------------------------------------------------------------
+
+    @property
+    def cut_time(self) -> int:
+        """Everything older than this write time is visible, nothing newer."""
+        return self._plan.cut_time
+
+    def pending(self, name: str) -> int:
+        """Durable records of a group that are not applied."""
+        return self._plan.pending(name) if name in self._members else 0
+
+    def holder(self) -> Holder | None:
+        """Which group holds the others back, or None when nothing waits."""
+        waiting = [name for name in self._members if self._plan.pending(name)]
+        found = self._oldest()
+        if not waiting or found is None:
+            self._holder = None
+            return None
+        name, time = found
+        if self._holder is None or (self._holder.group, self._holder.time) != found:
+            self._holder = Holder(name, time, self._clock())
+        return self._holder
+
+    def _oldest(self) -> tuple[str, int] | None:
+        if self.mode == "time":
+            return self._plan.holder()
+        found = [(self._plan.position(name).arrived_time, name) for name in self._members]
+        return (min(found)[1], min(found)[0]) if found else None
+
+    def tick_wanted(self, name: str) -> bool:
+        """Whether a later write time of group ``name`` would let something be shown."""
+        member = self._members.get(name)
+        if member is None or member.group.durable_seq < member.group.last_seq:
+            return False  # what is here and not yet durable may do
+        if not any(entry.kind != _TICK for other in self._members.values() for entry in other.group.pending):
+            return False  # ticks are not worth a tick
+        holder = self.holder()
+        if holder is None or self.mode == "time":
+            return holder is not None and holder.group == name
+        # Numbers of several groups are under way all the time: only what stands still asks for a tick.
+        heads = [next(self._plan.remaining(other))[1] for other in self._members if self._plan.pending(other)]
+        waits = self._plan.position(name).arrived_time < min(heads)
+        return waits and self._clock() - holder.since > STILL_NS

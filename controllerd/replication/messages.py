@@ -1,0 +1,255 @@
+"""Messages of the transfer path: the payloads of every frame type but DATA.
+
+Owns: their fields, encoding, and checked decoding.
+Never: finds frames in a stream (frames.py), or acts on what a message says.
+
+Messages that are rare are JSON objects, so that a newer controller may add fields that
+an older one ignores; those that come many times a second are fixed little-endian
+structures. Text fields are cut to `MAX_TEXT`.
+
+Source: spec §4.1-4.5, §5.5, §7.6; invariants F24, F25, F27.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Final, Self
+
+from controllerd.replication.frames import FrameError, FrameFlag, FrameType, encode_frame
+
+PROTOCOL: Final = 1
+MAX_TEXT: Final = 512
+MAX_U64: Final = (1 << 64) - 1
+
+# ACK payload, 40 bytes, little-endian: what the secondary has, by the primary's numbers
+#  0          8         16        24             32       40
+#  +----------+---------+---------+--------------+--------+
+#  | received | durable | applied | applied time | credit |
+#  +----------+---------+---------+--------------+--------+
+# credit = bytes of DATA payload that may be sent in this session, counted from its
+# begin, so that a lost or overtaken ACK changes nothing.
+_ACK: Final = struct.Struct("<QQQQQ")
+assert _ACK.size == 40
+
+# HEARTBEAT payload, 32 bytes, little-endian: where the primary is
+#  0          8           16        24            32
+#  +----------+-----------+---------+-------------+
+#  | last seq | last time | wall ns | bytes total |
+#  +----------+-----------+---------+-------------+
+# bytes total = DATA payload bytes of all records so far, counted from an arbitrary base.
+_HEARTBEAT: Final = struct.Struct("<QQQQ")
+assert _HEARTBEAT.size == 32
+
+
+class RefuseCode(enum.StrEnum):
+    """Why a PULL or FENCE is refused."""
+
+    UNKNOWN_PAIR = "unknown-pair"
+    WRONG_PEER = "wrong-peer"
+    WRONG_GENERATION = "wrong-generation"
+    DIVERGED = "diverged"
+    TRIMMED = "trimmed"
+    SUSPENDED = "suspended"
+    TAKEN_OVER = "taken-over"
+    STALE_EPOCH = "stale-epoch"
+    BAD_REQUEST = "bad-request"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class _Json:
+    """A message that travels as a JSON object."""
+
+    frame: ClassVar[FrameType]
+
+    def encode(self) -> bytes:
+        """Return the whole frame."""
+        document = {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in asdict(self).items()}
+        return encode_frame(self.frame, json.dumps(document, separators=(",", ":")).encode())
+
+    @classmethod
+    def decode_untrusted(cls, payload: memoryview) -> Self:
+        """Decode and check the types of all fields.
+
+        Raises:
+            FrameError: not a message of this kind.
+        """
+        try:
+            document = json.loads(bytes(payload))
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"{cls.__name__}: not JSON") from error
+        if not isinstance(document, dict):
+            raise FrameError(f"{cls.__name__}: not a JSON object")
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            value = document.get(item.name)
+            if value is None and item.name in document:
+                raise FrameError(f"{cls.__name__}: {item.name} is null")
+            if item.name not in document:
+                raise FrameError(f"{cls.__name__}: {item.name} is missing")
+            values[item.name] = _checked(cls.__name__, item.name, str(item.type), value)
+        return cls(**values)
+
+
+def _checked(message: str, name: str, kind: str, value: object) -> object:
+    if kind == "int" and type(value) is int and 0 <= value <= MAX_U64:
+        return value
+    if kind == "str" and isinstance(value, str) and len(value) <= MAX_TEXT:
+        return value
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    raise FrameError(f"{message}: {name} is not a valid {kind}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(_Json):
+    """Who is speaking. ``nonce`` is 32 random bytes in hex, new for every connection."""
+
+    frame: ClassVar[FrameType] = FrameType.HELLO
+    protocol: int
+    controller: str
+    serial: int
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pull(_Json):
+    """A secondary asks for the records of its pair from ``next_seq`` on.
+
+    ``generation`` and ``incarnation`` name the primary's run that made its last record
+    (both 0: it has none yet and takes what the primary says in ACCEPT). ``durable_seq``
+    survives power loss here. ``state`` and ``reason`` are the pair's as the secondary
+    sees it.
+    """
+
+    frame: ClassVar[FrameType] = FrameType.PULL
+    pair: str
+    group: str
+    generation: int
+    incarnation: int
+    next_seq: int
+    durable_seq: int
+    epoch: int
+    index: int
+    count: int
+    credit: int
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accept(_Json):
+    """The primary will send from the number asked for, or from ``start_seq`` + 1 to one that has nothing.
+
+    ``base_time`` is the write time at which the pair began; ``bytes_at_next`` the value of the
+    heartbeat's byte counter just before the next record.
+    """
+
+    frame: ClassVar[FrameType] = FrameType.ACCEPT
+    generation: int
+    start_seq: int
+    base_time: int
+    time_source: str
+    last_seq: int
+    bytes_at_next: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(_Json):
+    """Why not. ``state`` is the pair's at the refusing side, "" if it knows none; ``epoch`` its newest session."""
+
+    frame: ClassVar[FrameType] = FrameType.REFUSE
+    code: str
+    text: str
+    state: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fence(_Json):
+    """The secondary was taken over up to ``cut_seq``: the primary must take no more writes (I16)."""
+
+    frame: ClassVar[FrameType] = FrameType.FENCE
+    pair: str
+    generation: int
+    cut_seq: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced(_Json):
+    """The fence stands, durably."""
+
+    frame: ClassVar[FrameType] = FrameType.FENCED
+    pair: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(_Json):
+    """The pair changed on the sender's side: ``event`` is suspend, fail or delete."""
+
+    frame: ClassVar[FrameType] = FrameType.NOTICE
+    event: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What the secondary has; see the layout above."""
+
+    received: int
+    durable: int
+    applied: int
+    applied_time: int
+    credit: int
+    tick_wanted: bool = False
+
+    def encode(self) -> bytes:
+        """Return the whole frame."""
+        flags = FrameFlag.TICK_WANTED if self.tick_wanted else 0
+        payload = _ACK.pack(self.received, self.durable, self.applied, self.applied_time, self.credit)
+        return encode_frame(FrameType.ACK, payload, flags=flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Where the primary is; see the layout above."""
+
+    last_seq: int
+    last_time: int
+    wall_ns: int
+    bytes_total: int
+
+    def encode(self) -> bytes:
+        """Return the whole frame."""
+        payload = _HEARTBEAT.pack(self.last_seq, self.last_time, self.wall_ns, self.bytes_total)
+        return encode_frame(FrameType.HEARTBEAT, payload)
+
+
+def decode_ack_untrusted(payload: memoryview, flags: int) -> Ack:
+    """Decode an ACK.
+
+    Raises:
+        FrameError: not one, or it contradicts itself.
+    """
+    if len(payload) != _ACK.size:
+        raise FrameError("ACK of a wrong length")
+    received, durable, applied, applied_time, credit = _ACK.unpack(payload)
+    ack = Ack(received, durable, applied, applied_time, credit, bool(flags & FrameFlag.TICK_WANTED))
+    if not ack.applied <= ack.received or not ack.durable <= ack.received:
+        raise FrameError("ACK says that more is durable or applied than was received")
+    return ack
+
+
+def decode_heartbeat_untrusted(payload: memoryview) -> Heartbeat:
+    """Decode a HEARTBEAT.
+
+    Raises:
+        FrameError: not one.
+    """
+    if len(payload) != _HEARTBEAT.size:
+        raise FrameError("HEARTBEAT of a wrong length")
+    return Heartbeat(*_HEARTBEAT.unpack(payload))

@@ -1,0 +1,515 @@
+"""Pairs of this controller: orders, start-up, and everything that runs in the background.
+
+Owns: which pairs and apply domains there are, the orders on them, the transfer port, and
+the one timer that ticks, heartbeats and time limits share.
+Never: moves data; the two sides of a pair (primary.py, secondary.py) do.
+
+Both sides of a pair are created by the same order with the same `PairSpec`, first at the
+secondary and then at the primary; every order may be repeated.
+
+Source: spec §7; architecture §6; invariants I13-I16, I19, I20.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Final
+
+from controllerd.model.errors import Conflict, NotFound, RemoteCopyError
+from controllerd.model.pair_state import PairEvent, PairState, Role
+from controllerd.replication.applier import DomainApplier
+from controllerd.replication.checks import check_create
+from controllerd.replication.context import Context
+from controllerd.replication.frames import Frame, FrameError, FrameType
+from controllerd.replication.intake import SyncIntake
+from controllerd.replication.links import Acceptor, Link
+from controllerd.replication.messages import Fence, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.pair_record import TABLE, PairRecord, PairSpec, read_record
+from controllerd.replication.ports import GroupPort, Report
+from controllerd.replication.primary import PrimaryPair
+from controllerd.replication.secondary import SecondaryPair
+from controllerd.replication.settings import ReplicationSettings
+from controllerd.replication.status import PairStatus, primary_status, secondary_status
+from controllerd.replication.takeover import TABLE as TAKEOVERS
+from controllerd.replication.takeover import Takeover, TakeoverReport, is_undecided, refuse_during_takeover
+from controllerd.replication.ticker import Ticker
+from controllerd.storage.group import RECOVERED, Group
+from controllerd.storage.system import StorageSystem
+
+RUN_FACT: Final = "replication-boot"
+
+
+class PairManager:
+    """All pairs of one controller. ``clock`` gives wall time in ns, ``report`` logs an event."""
+
+    def __init__(
+        self,
+        storage: StorageSystem,
+        settings: ReplicationSettings,
+        *,
+        clock: Callable[[], int],
+        rng: random.Random,
+        report: Report,
+    ) -> None:
+        self.context = Context(settings, storage, clock, rng, report)
+        self.primaries: dict[str, PrimaryPair] = {}
+        self.secondaries: dict[str, SecondaryPair] = {}
+        self.domains: dict[str, DomainApplier] = {}
+        self._acceptor = Acceptor(settings, self._request)
+        self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
+        self._timer: asyncio.Task[None] | None = None
+        self._orders = asyncio.Lock()
+
+    # ---- life ----------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read the kept pairs and make their journals kept, their mirrors required and their fences stand.
+
+        To be called right after the storage system's start, before anything else can run:
+        until then the recovered journals are kept whole.
+
+        Raises:
+            Corrupt: a kept pair cannot be read.
+        """
+        context = self.context
+        storage, settings = context.storage, context.settings
+        rebooted = bool(settings.boot) and storage.catalogue.get_fact(RUN_FACT) != settings.boot
+        for name, document in storage.catalogue.get_documents(TABLE).items():
+            record = read_record(name, document)
+            group = storage.groups.get(record.group)
+            if group is None:
+                context.report("pair-without-group", {"pair": name, "group": record.group})
+                continue
+            if rebooted and record.role is Role.SECONDARY and record.spec.mode == "sync" and record.generation:
+                record.in_doubt = True
+                context.save(record)
+            if record.role is Role.PRIMARY:
+                self._add_primary(record, group).start(created=False)
+            else:
+                self._add_secondary(record, group)
+        storage.catalogue.put_fact(RUN_FACT, settings.boot)
+        for group in storage.groups.values():
+            group.set_retention(RECOVERED, None)
+        storage.guard = self.refuse_change
+
+    async def start(self) -> None:
+        """Finish what a crash left half done, show what may be shown, listen, and begin to pull.
+
+        Raises:
+            OSError: the transfer port cannot be listened on.
+        """
+        for pair in list(self.secondaries.values()):
+            if not pair.record.prepared:
+                await self._prepare_secondary(pair)
+            elif pair.record.state is not PairState.SSWS:
+                pair.join_domain()
+        for name, document in self.context.storage.catalogue.get_documents(TAKEOVERS).items():
+            if is_undecided(document):
+                await self._finish_takeover(name)
+        for domain in self.domains.values():
+            await domain.settle()
+        await self._acceptor.start()
+        for pair in self.secondaries.values():
+            if not self._taking_over(pair.record.spec.domain):
+                pair.start()
+        self._timer = asyncio.get_running_loop().create_task(self._run_timer(), name="replication timer")
+
+    async def _finish_takeover(self, domain: str) -> None:
+        try:
+            await self._takeover(domain).run()
+        except RemoteCopyError as error:
+            # It stays decided: nothing is pulled, and ordering it again goes on with it.
+            self.context.report("takeover-unfinished", {"domain": domain, "error": str(error)})
+
+    async def stop(self) -> None:
+        """Close every connection; pairs go on by themselves after the next start."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await timer
+        for domain in self.domains.values():
+            domain.freeze()
+        for secondary in self.secondaries.values():
+            await secondary.stop()
+            secondary.intake.close()
+        for primary in self.primaries.values():
+            primary.stop()
+        await self._acceptor.stop()
+
+    @property
+    def port(self) -> int:
+        """TCP port of the transfer path, 0 if there is none."""
+        return self._acceptor.port
+
+    def _add_primary(self, record: PairRecord, group: Group) -> PrimaryPair:
+        pair = PrimaryPair(
+            record, group, self.context, on_sync_loss=self._on_sync_loss, on_fenced=self._on_fenced
+        )  # fmt: skip
+        self.primaries[record.spec.identity] = pair
+        group.on_overflow = lambda: self._on_overflow(group)
+        return pair
+
+    def _add_secondary(self, record: PairRecord, group: Group) -> SecondaryPair:
+        domain = self.domains.get(record.spec.domain)
+        settings = self.context.settings
+        if domain is None:
+            domain = self.domains[record.spec.domain] = DomainApplier(
+                record.spec.domain,
+                order=record.spec.order or settings.order,
+                slice_records=settings.slice_records,
+                report=self.context.report,
+                clock=self.context.clock,
+            )
+        pair = SecondaryPair(record, group, domain, self.context)
+        self.secondaries[record.spec.identity] = pair
+        return pair
+
+    # ---- orders ----------------------------------------------------------------------
+
+    async def create(self, role: Role, spec: PairSpec) -> PairStatus:
+        """Create this controller's side of a pair; durable on return. First at the secondary, then at the primary.
+
+        A repeated order with the same parameters changes nothing.
+
+        Raises:
+            BadOrder, NotFound, Conflict: not possible; nothing was changed.
+            Busy: a takeover of the domain is under way.
+        """
+        async with self._orders:
+            pair = self._find(spec.identity)
+            if pair is not None:
+                if pair.record.spec != spec or pair.record.role is not role:
+                    raise Conflict(f"pair {spec.identity} exists with other parameters; delete it first")
+                return self._status(pair)
+            group = check_create(self.context, role, spec, self._records())
+            if role is Role.SECONDARY:
+                self._check_takeover(spec.domain)
+                return self._status(await self._create_secondary(spec, group))
+            return self._status(await self._create_primary(spec, group))
+
+    async def _create_secondary(self, spec: PairSpec, group: Group) -> SecondaryPair:
+        record = PairRecord(spec, Role.SECONDARY, PairState.PAIR, self.context.clock())
+        # The record first: after a crash from here on, start-up goes on with the order.
+        self.context.save(record)
+        pair = self._add_secondary(record, group)
+        await self._prepare_secondary(pair)
+        pair.start()
+        return pair
+
+    async def _prepare_secondary(self, pair: SecondaryPair) -> None:
+        """Make the group a secondary whose volumes have the primary's keys."""
+        storage, group, spec = self.context.storage, pair.group, pair.record.spec
+        for volume in spec.volumes:
+            storage.rekey_volume(volume.secondary, volume.key)
+        if spec.mode == "sync":
+            await storage.change_role(group, Role.SECONDARY)
+        else:
+            await storage.restart_group(
+                group, role=Role.SECONDARY, generation=group.generation, last_seq=0, numbered_here=False
+            )
+        pair.record.prepared = True
+        self.context.save(pair.record)
+        pair.join_domain()
+        self.context.report("pair-created", {"pair": spec.identity, "role": Role.SECONDARY.value})
+
+    async def _create_primary(self, spec: PairSpec, group: Group) -> PrimaryPair:
+        # No await up to `start`: no write may come between the check that the volumes are empty and the number taken.
+        record = PairRecord(
+            spec, Role.PRIMARY, PairState.PAIR, self.context.clock(),
+            generation=group.generation, start_seq=group.last_seq, prepared=True,
+            base_time=max(group.last_time, self.context.storage.write_time.last),
+            time_source=self.context.storage.write_time.source,
+        )  # fmt: skip
+        self.context.save(record)
+        pair = self._add_primary(record, group)
+        pair.start(created=True)
+        self.context.report("pair-created", {"pair": spec.identity, "role": Role.PRIMARY.value})
+        # A number below the beginning must not be given twice after a power cut.
+        await group.make_durable()
+        return pair
+
+    async def suspend(self, pair_id: str, reason: str = "by order") -> PairStatus:
+        """Split a pair by order (PSUS); the other side learns it on contact.
+
+        Raises:
+            NotFound: no such pair.
+            BadOrder: not possible in its state.
+        """
+        async with self._orders:
+            pair = self._pair(pair_id)
+            pair.suspend(PairEvent.SPLIT, reason)
+            return self._status(pair)
+
+    async def delete(self, pair_id: str, *, force: bool = False) -> None:
+        """Delete this controller's side. The other side is told, and deletes its own by the same order there.
+
+        A secondary's volumes become ordinary ones with the image they show now. Without
+        ``force`` the peer must be connected, or have deleted its side, or the pair be taken over.
+
+        Raises:
+            NotFound: no such pair.
+            Conflict: the peer cannot be told.
+            Busy: a takeover of the domain is under way.
+        """
+        async with self._orders:
+            pair = self._pair(pair_id)
+            record = pair.record
+            connected = pair.sender.connected if isinstance(pair, PrimaryPair) else pair.receiver.connected
+            if not (force or connected or record.peer_deleted or record.state is PairState.SSWS):
+                raise Conflict(
+                    f"{record.peer} is not connected and would keep its side of pair {pair_id}; delete with force"
+                    " if it is gone, and delete it there too when it comes back"
+                )
+            farewell = Notice("delete", f"deleted at {self.context.settings.controller}").encode()
+            if isinstance(pair, PrimaryPair):
+                self._delete_primary(pair, farewell)
+            else:
+                self._check_takeover(record.spec.domain)
+                await self._delete_secondary(pair, farewell)
+            self.context.report("pair-deleted", {"pair": pair_id, "role": record.role.value})
+
+    def _delete_primary(self, pair: PrimaryPair, farewell: bytes) -> None:
+        identity = pair.record.spec.identity
+        self.context.storage.catalogue.delete_document(TABLE, identity)
+        del self.primaries[identity]
+        pair.sender.drop("the pair was deleted", farewell)
+        pair.delete()
+        if not any(other.group is pair.group for other in self.primaries.values()):
+            pair.group.on_overflow = None
+
+    async def _delete_secondary(self, pair: SecondaryPair, farewell: bytes) -> None:
+        record, group, storage = pair.record, pair.group, self.context.storage
+        await pair.stop(farewell)
+        pair.domain.remove(group.name)
+        pair.intake.close()
+        if group.role is Role.SECONDARY:
+            if record.spec.mode == "sync":
+                await group.make_durable()
+                while group.applied_seq < group.last_seq:
+                    group.apply_through(group.applied_seq + 256)
+                    await asyncio.sleep(0)
+                await storage.change_role(group, Role.PRIMARY)
+            else:
+                await storage.restart_group(
+                    group,
+                    role=Role.PRIMARY,
+                    generation=self.context.rng.randrange(1, 1 << 32),
+                    last_seq=group.applied_seq,
+                    last_time=group.last_time,
+                )
+        # Last: after a crash before this the order can simply be given again.
+        storage.catalogue.delete_document(TABLE, record.spec.identity)
+        del self.secondaries[record.spec.identity]
+        if not pair.domain.groups:
+            self.domains.pop(pair.domain.name, None)
+            storage.catalogue.delete_document(TAKEOVERS, pair.domain.name)
+
+    def preview(self, domain: str = "default") -> TakeoverReport:
+        """Say what a takeover of ``domain`` would give now, and what would be missing. Changes nothing.
+
+        Raises:
+            NotFound: the domain has no secondary group here.
+        """
+        return self._takeover(domain).preview()
+
+    async def takeover(self, domain: str = "default") -> TakeoverReport:
+        """Take over ``domain``: its volumes are writable on return, at one consistent cut (spec §7.6).
+
+        May be repeated after any failure or crash; a finished takeover gives its report again.
+
+        Raises:
+            NotFound: the domain has no secondary group here.
+            BadOrder: a pair is in a state that does not allow it.
+            StorageError: what arrived cannot be made durable or visible; repeat when it can.
+        """
+        async with self._orders:
+            return await self._takeover(domain).run()
+
+    def _takeover(self, name: str) -> Takeover:
+        domain = self.domains.get(name)
+        if domain is None:
+            known = ", ".join(sorted(self.domains)) or "none"
+            raise NotFound(f"no apply domain named {name} here (there are: {known})", domain=name)
+        pairs = [pair for pair in self.secondaries.values() if pair.domain is domain]
+        return Takeover(domain, pairs, self.context)
+
+    def _taking_over(self, domain: str) -> bool:
+        document = self.context.storage.catalogue.get_documents(TAKEOVERS).get(domain)
+        return document is not None and is_undecided(document)
+
+    def _check_takeover(self, domain: str) -> None:
+        refuse_during_takeover(self.context.storage.catalogue.get_documents(TAKEOVERS).get(domain), domain)
+
+    def refuse_change(self, group: Group, what: str) -> None:
+        """Refuse a change of a group's volumes while it is in a pair (storage calls this first).
+
+        Raises:
+            Conflict: it is in one.
+        """
+        for record in self._records():
+            if record.group == group.name and not (record.role is Role.SECONDARY and record.state is PairState.SSWS):
+                raise Conflict(
+                    f"cannot {what}: group {group.name} is in pair {record.spec.identity}; delete that first"
+                )
+
+    # ---- what is asked for ---------------------------------------------------------------
+
+    def status(self) -> list[PairStatus]:
+        """Where every pair stands, by group."""
+        pairs: list[PrimaryPair | SecondaryPair] = [*self.primaries.values(), *self.secondaries.values()]
+        return [self._status(pair) for pair in sorted(pairs, key=lambda pair: (pair.record.group, pair.record.role))]
+
+    def specs(self) -> list[tuple[Role, PairSpec]]:
+        """The orders that made the pairs, with this controller's side."""
+        return [(record.role, record.spec) for record in self._records()]
+
+    def _status(self, pair: PrimaryPair | SecondaryPair) -> PairStatus:
+        if isinstance(pair, PrimaryPair):
+            return primary_status(pair)
+        return secondary_status(
+            pair, {other.group.name: other for other in self.secondaries.values() if other.domain is pair.domain}
+        )
+
+    def peer_connected(self, name: str) -> bool | None:
+        """Whether records can travel to or from a peer; None: there is no pair with it."""
+        found = [pair.sender.connected for pair in self.primaries.values() if pair.record.peer == name]
+        found += [pair.receiver.connected for pair in self.secondaries.values() if pair.record.peer == name]
+        return any(found) if found else None
+
+    def _records(self) -> list[PairRecord]:
+        primaries = [pair.record for pair in self.primaries.values()]
+        return primaries + [pair.record for pair in self.secondaries.values()]
+
+    def _find(self, pair_id: str) -> PrimaryPair | SecondaryPair | None:
+        return self.primaries.get(pair_id) or self.secondaries.get(pair_id)
+
+    def _pair(self, pair_id: str) -> PrimaryPair | SecondaryPair:
+        pair = self._find(pair_id)
+        if pair is None:
+            raise NotFound(f"no pair {pair_id} here", pair=pair_id)
+        return pair
+
+    # ---- events ----------------------------------------------------------------------------
+
+    def _request(self, link: Link, frame: Frame) -> None:
+        """First frame of an authenticated connection."""
+        if frame.type == FrameType.PULL:
+            pull = Pull.decode_untrusted(frame.payload)
+            pair = self.primaries.get(pull.pair)
+            if pair is not None:
+                pair.pull(link, pull)
+                return
+            name = pull.pair
+        elif frame.type == FrameType.FENCE:
+            fence = Fence.decode_untrusted(frame.payload)
+            pair = self.primaries.get(fence.pair)
+            if pair is not None:
+                pair.fence(link, fence)
+                return
+            name = fence.pair
+        else:
+            raise FrameError(f"frame type {frame.type} where PULL or FENCE has to come")
+        link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {name} here", "", 0).encode())
+        link.close("unknown pair")
+
+    def _on_sync_loss(self, lost: PrimaryPair, reason: str) -> None:
+        """The synchronous peer of one pair does not answer: all pairs of its domain go on, or stop, together.
+
+        So the image at the peer is frozen at one moment over all groups (rolling disaster).
+        """
+        spec = lost.record.spec
+        facts: dict[str, object] = {"pair": spec.identity, "domain": spec.domain, "policy": spec.on_sync_loss}
+        self.context.report("sync-lost", {**facts, "reason": reason})
+        if spec.on_sync_loss == "block":
+            return
+        affected = [
+            pair
+            for pair in self.primaries.values()
+            if pair.record.spec.mode == "sync"
+            and pair.record.spec.domain == spec.domain
+            and pair.record.peer == lost.record.peer
+        ]
+        why = f"{reason} (pair {spec.identity})"
+        # All are durable before the first write is acknowledged without the mirror (I3).
+        active = [pair for pair in affected if pair.active]
+        for pair in active:
+            pair.mark_suspended(PairEvent.FAIL, why)
+        for pair in affected:
+            pair.finish_suspend(PairEvent.FAIL, why)
+
+    def _on_fenced(self, fenced: PrimaryPair, reason: str) -> None:
+        """The last site of a cascade was taken over: the first one must not take writes either (I16)."""
+        for pair in self.secondaries.values():
+            if pair.group is fenced.group and pair.record.state is not PairState.SSWS:
+                pair.record.fence = {
+                    "generation": fenced.group.generation, "cut_seq": pair.intake.received_seq, "reason": reason,
+                }  # fmt: skip
+                self.context.save(pair.record)
+                if pair.active:
+                    pair.suspend(PairEvent.FAIL, reason)
+                pair.start_fencing()
+
+    def _on_overflow(self, group: Group) -> None:
+        now_s = asyncio.get_running_loop().time()
+        pairs = [pair for pair in self.primaries.values() if pair.group is group]
+        if pairs:
+            min(pairs, key=lambda pair: pair.sender.ack.durable if pair.active else -1).overflow(now_s)
+
+    # ---- timer --------------------------------------------------------------------------------
+
+    async def _run_timer(self) -> None:
+        settings = self.context.settings
+        loop = asyncio.get_running_loop()
+        next_beat_s = 0.0
+        while True:
+            await asyncio.sleep(settings.tick_interval_s)
+            now_s = loop.time()
+            beat = now_s >= next_beat_s
+            if beat:
+                next_beat_s = now_s + settings.heartbeat_interval_s
+            try:
+                self._turn(now_s, beat)
+            except Exception as error:
+                # The timer holds up every pair; what went wrong with one is tried again at the next turn.
+                self.context.report("replication-timer-error", {"error": repr(error)})
+
+    def _turn(self, now_s: float, beat: bool) -> None:
+        self._tick()
+        for primary in list(self.primaries.values()):
+            primary.check(now_s)
+            if beat:
+                primary.sender.heartbeat()
+        if beat:
+            for secondary in list(self.secondaries.values()):
+                secondary.receiver.heartbeat(now_s)
+
+    def _tick(self) -> None:
+        fed = {pair.group.name for pair in self.secondaries.values() if pair.receiver.connected}
+        groups: dict[str, GroupPort] = {}
+        wanted: set[str] = set()
+        for primary in self.primaries.values():
+            group = primary.group
+            if primary.active and primary.sender.connected and group.name not in fed:
+                groups[group.name] = group
+                if primary.sender.tick_wanted:
+                    wanted.add(group.name)
+        for secondary in self.secondaries.values():
+            # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
+            record, group = secondary.record, secondary.group
+            upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
+            if upstream and group.name not in fed:
+                groups[group.name] = group
+        self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
+
+    def _journal_tick(self, group: GroupPort, time: int) -> None:
+        for secondary in self.secondaries.values():
+            intake = secondary.intake
+            if secondary.group is group and group.role is Role.SECONDARY and isinstance(intake, SyncIntake):
+                intake.local_tick(time)
+                return
+        group.stage_tick(time)
+        group.commit()

@@ -1,0 +1,280 @@
+"""Primary side of one pair: what its secondary may pull, and what becomes of the pair.
+
+Owns: the answer to PULL and FENCE, retention of the journal, overflow, and the pair's
+state on this side.
+Never: frames or connections (sender.py), or the rules of the synchronous leg (mirror.py).
+
+Order of things that must not be lost: a state change is in the catalogue before it has
+any effect that a host can see (I3, I14).
+
+Source: RC ¶30-31, ¶39; BK ¶17; spec §3.7, §4, §7; invariants I13, I14, I16, F24, F27.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from controllerd.model.errors import ReadOnly, RemoteCopyError
+from controllerd.model.pair_state import PairEvent, PairState, Role
+from controllerd.replication.context import Context, is_active
+from controllerd.replication.links import Link
+from controllerd.replication.messages import Accept, Ack, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.mirror import Mirror
+from controllerd.replication.pair_record import PairRecord
+from controllerd.replication.sender import Sender
+from controllerd.storage.group import Group
+
+CONNECTIONS_MAX: Final = 64
+_WHY: Final = {PairEvent.SPLIT: "suspend", PairEvent.SPLIT_FORCED: "suspend", PairEvent.FAIL: "fail"}
+
+
+class PrimaryPair:
+    """One pair whose P-VOLs are here. ``on_sync_loss`` suspends all synchronous pairs of the domain together."""
+
+    def __init__(
+        self,
+        record: PairRecord,
+        group: Group,
+        context: Context,
+        *,
+        on_sync_loss: Callable[[PrimaryPair, str], None],
+        on_fenced: Callable[[PrimaryPair, str], None],
+    ) -> None:
+        self.record = record
+        self.group = group
+        self._context = context
+        self._on_fenced = on_fenced
+        settings = context.settings
+        self.sender = Sender(
+            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s)
+        )
+        self.mirror: Mirror | None = None
+        if record.spec.mode == "sync":
+            self.mirror = Mirror(
+                group,
+                timeout_s=record.spec.sync_timeout_s or settings.sync_timeout_s,
+                block=record.spec.on_sync_loss == "block",
+                send_sync=self.sender.send_sync,
+                on_loss=lambda reason: on_sync_loss(self, reason),
+                now_s=asyncio.get_running_loop().time,
+            )
+        self._overflow_since_s: float | None = None
+
+    # ---- life ------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether records travel, or would if there was a connection."""
+        return is_active(self.record.state)
+
+    def start(self, *, created: bool) -> None:
+        """Begin, or go on after a restart; the journal is kept for the secondary from here on."""
+        record, group = self.record, self.group
+        if record.state is PairState.SSWS:
+            group.refuse_writes(self._fence_error())
+        elif self.active:
+            # After a restart the first PULL says what the secondary has; until then all that is there is kept.
+            group.set_retention(self.sender.consumer, max(record.start_seq, group.journal.first - 1))
+            if self.mirror is not None:
+                self.mirror.start(record.start_seq if created else 0)
+        elif record.spec.keep_journal:
+            group.set_retention(self.sender.consumer, max(record.start_seq, group.journal.first - 1))
+
+    def stop(self) -> None:
+        """The controller stops: nothing changes but that the connections close."""
+        self.sender.stop("the primary stops")
+
+    def delete(self) -> None:
+        """The pair ceases to be: the group is an ordinary one again."""
+        self._release()
+        self.group.set_retention(self.sender.consumer, None)
+        if self.record.state is PairState.SSWS:
+            self.group.refuse_writes(None)
+        self.sender.stop("the pair was deleted")
+
+    # ---- requests of the secondary ------------------------------------------------
+
+    def pull(self, link: Link, pull: Pull) -> None:
+        """Answer a PULL: the link becomes part of a session, or gets a refusal."""
+        refusal = self._examine(link, pull)
+        if refusal is not None:
+            link.send(refusal.encode())
+            link.close(f"refused: {refusal.text}")
+            return
+        record = self.record
+        next_seq = max(pull.next_seq, record.start_seq + 1)
+        accept = Accept(
+            self.group.generation, record.start_seq, record.base_time, self.group.write_time.source,
+            self.group.last_seq, self.sender.bytes_at(next_seq - 1),
+        )  # fmt: skip
+        link.send(accept.encode())
+        if not pull.generation:
+            link.close("told a new secondary where to begin")
+            return
+        first = not self.sender.connected or pull.epoch != self.sender.epoch
+        self.sender.attach(link, pull, record.start_seq)
+        if first:
+            self._context.report("pair-connected", {"pair": record.spec.identity, "next": next_seq})
+            if self.mirror is not None:
+                self.mirror.connected()
+
+    def _examine(self, link: Link, pull: Pull) -> Refuse | None:
+        record, group = self.record, self.group
+        if link.peer is None or link.peer.controller != record.peer:
+            return self._refuse(RefuseCode.WRONG_PEER, f"the pair's secondary is {record.peer}")
+        if record.state is PairState.SSWS:
+            return self._refuse(RefuseCode.TAKEN_OVER, record.reason)
+        if pull.state not in (PairState.PAIR, PairState.COPY) and self.active:
+            event = PairEvent.SPLIT if pull.state == PairState.PSUS else PairEvent.FAIL
+            self.suspend(event, f"at the secondary: {pull.reason}")
+        if not self.active:
+            return self._refuse(RefuseCode.SUSPENDED, record.reason)
+        if not pull.index < pull.count <= CONNECTIONS_MAX:
+            return self._refuse(RefuseCode.BAD_REQUEST, f"connection {pull.index} of {pull.count}")
+        if not pull.generation:
+            return None
+        if pull.generation != group.generation:
+            return self._refuse(
+                RefuseCode.WRONG_GENERATION,
+                f"group {group.name} has generation {group.generation:#x}, the secondary expects {pull.generation:#x}",
+            )
+        return self.sender.check_epoch(pull) or self._examine_position(pull)
+
+    def _examine_position(self, pull: Pull) -> Refuse | None:
+        """Does the secondary have a beginning of what this side has, and is the rest still kept?"""
+        record, group = self.record, self.group
+        last = pull.next_seq - 1
+        if last > group.last_seq:
+            text = (
+                f"the secondary has record {last}, this side ends at {group.last_seq}:"
+                " writes that were not yet durable were lost here"
+            )
+        elif last > record.start_seq and _incarnation_of(group, last) != pull.incarnation:
+            text = (
+                f"record {last} is of run {pull.incarnation} at the secondary and of"
+                f" run {_incarnation_of(group, last)} here: writes that were not yet durable were lost here"
+            )
+        elif last < record.start_seq or pull.durable_seq > last:
+            return self._refuse(RefuseCode.BAD_REQUEST, f"the pair begins behind record {record.start_seq}")
+        elif last < group.last_seq and last + 1 < group.journal.first:
+            text = f"the secondary needs record {last + 1}, kept are those from {group.journal.first} on"
+            self.suspend(PairEvent.FAIL, text)
+            return self._refuse(RefuseCode.TRIMMED, text)
+        else:
+            return None
+        self.suspend(PairEvent.FAIL, text)
+        return self._refuse(RefuseCode.DIVERGED, text)
+
+    def _refuse(self, code: RefuseCode, text: str) -> Refuse:
+        return Refuse(code, text, self.record.state.value, self.sender.epoch)
+
+    def fence(self, link: Link, fence: Fence) -> None:
+        """The secondary was taken over: hosts may not write here any more, durably, before the answer (I16)."""
+        record = self.record
+        if link.peer is None or link.peer.controller != record.peer:
+            link.send(self._refuse(RefuseCode.WRONG_PEER, f"the pair's secondary is {record.peer}").encode())
+            link.close("fence from another controller")
+            return
+        if record.state is not PairState.SSWS:
+            reason = f"taken over by {record.peer} at record {fence.cut_seq}"
+            if fence.reason:
+                reason += f" ({fence.reason})"
+            self.group.refuse_writes(ReadOnly(f"group {self.group.name}: {reason}"))
+            self._context.move(record, PairEvent.TAKEOVER, reason)
+            self.group.fail_waiting(self._fence_error())
+            self._release()
+            self.sender.drop("the pair was taken over")
+            self._on_fenced(self, reason)
+        link.send(Fenced(record.spec.identity).encode())
+        link.close("fenced")
+
+    def _fence_error(self) -> RemoteCopyError:
+        return ReadOnly(f"group {self.group.name}: {self.record.reason}; hosts write at {self.record.peer} now")
+
+    # ---- states ---------------------------------------------------------------------
+
+    def suspend(self, event: PairEvent, reason: str) -> None:
+        """Split the pair by order (SPLIT) or failure (FAIL): durable first, then hosts go on alone.
+
+        Raises:
+            BadOrder: not possible in the present state.
+        """
+        if self._context.move(self.record, event, reason):
+            self.sender.drop(reason, Notice(_WHY[event], reason).encode())
+            self._release()
+
+    def mark_suspended(self, event: PairEvent, reason: str) -> bool:
+        """First half of `suspend`, for several pairs at once: only the durable state."""
+        return self._context.move(self.record, event, reason)
+
+    def finish_suspend(self, event: PairEvent, reason: str) -> None:
+        """Second half of `suspend`."""
+        self.sender.drop(reason, Notice(_WHY[event], reason).encode())
+        self._release()
+
+    def _release(self) -> None:
+        """Nothing waits for the secondary any more."""
+        if self.mirror is not None:
+            self.mirror.stop()
+        if not self.record.spec.keep_journal:
+            self.group.set_retention(self.sender.consumer, None)
+        self._overflow_since_s = None
+
+    # ---- events of the sender ----------------------------------------------------------
+
+    def acknowledged(self, ack: Ack) -> None:
+        if self.mirror is not None and self.active:
+            self.mirror.progress(ack)
+
+    def session_changed(self) -> None:
+        if not self.sender.connected:
+            self._context.report("pair-disconnected", {"pair": self.record.spec.identity, "role": Role.PRIMARY.value})
+
+    def failed(self, error: RemoteCopyError) -> None:
+        self.suspend(PairEvent.FAIL, str(error))
+
+    def noticed(self, notice: Notice) -> None:
+        if notice.event == "delete":
+            self.record.peer_deleted = True
+            self._context.save(self.record)
+        if self.active:
+            event = PairEvent.SPLIT if notice.event == "suspend" else PairEvent.FAIL
+            self.suspend(event, f"at the secondary: {notice.reason}")
+
+    # ---- housekeeping ---------------------------------------------------------------------
+
+    def check(self, now_s: float) -> None:
+        """Look at what can time out."""
+        self.sender.check_silence(now_s, self._context.settings.peer_timeout_s)
+        if self.mirror is not None and self.active:
+            self.mirror.check(now_s)
+        if self._overflow_since_s is not None:
+            if not self.group.overflowing:
+                self._overflow_since_s = None
+            elif now_s - self._overflow_since_s > self._context.settings.throttle_timeout_s:
+                self._overflowed()
+
+    def overflow(self, now_s: float) -> None:
+        """The journal is full of what the secondary has not got (spec §3.7, F9)."""
+        if (self.record.spec.overflow or self.group.facts.overflow) == "suspend":
+            self._overflowed()
+        elif self._overflow_since_s is None:
+            self._overflow_since_s = now_s
+            self._context.report("pair-throttles-hosts", {"pair": self.record.spec.identity})
+
+    def _overflowed(self) -> None:
+        if self.active:
+            self.suspend(PairEvent.FAIL, f"journal of group {self.group.name} is full: the secondary is behind")
+        # Also when the journal was kept for later: hosts come first.
+        self.group.set_retention(self.sender.consumer, None)
+        self._overflow_since_s = None
+
+
+def _incarnation_of(group: Group, sequence: int) -> int:
+    found = 0
+    for first, incarnation in group.incarnations:
+        if first <= sequence:
+            found = incarnation
+    return found

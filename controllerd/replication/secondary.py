@@ -1,0 +1,286 @@
+"""Secondary side of one pair: what is pulled, and what becomes of the pair.
+
+Owns: the pair's state on this side, what it keeps of the primary's identity, and the
+fence that an old primary is told after a takeover.
+Never: frames (receiver.py), journaling (intake.py), or applying (applier.py).
+
+Source: RC ¶34-39, ¶57-61; spec §4, §7.5-7.6; invariants I13, I14, I16, F24, F27.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from controllerd.model.apply_plan import Mode, Pending
+from controllerd.model.errors import RemoteCopyError
+from controllerd.model.pair_state import PairEvent, PairState, Role
+from controllerd.replication.applier import DomainApplier
+from controllerd.replication.backoff import Backoff
+from controllerd.replication.context import Context, is_active
+from controllerd.replication.frames import Frame, FrameError, FrameType
+from controllerd.replication.intake import AsyncIntake, SyncIntake
+from controllerd.replication.links import Link, dial
+from controllerd.replication.messages import Accept, Fence, Notice, Refuse, RefuseCode
+from controllerd.replication.pair_record import PairRecord
+from controllerd.replication.receiver import PullFacts, Receiver
+from controllerd.storage.group import Group
+
+_FAILURES = {RefuseCode.DIVERGED, RefuseCode.TRIMMED, RefuseCode.WRONG_GENERATION, RefuseCode.WRONG_PEER}
+
+
+class SecondaryPair:
+    """One pair whose S-VOLs are here, in apply domain ``domain``."""
+
+    def __init__(self, record: PairRecord, group: Group, domain: DomainApplier, context: Context) -> None:
+        self.record = record
+        self.group = group
+        self.domain = domain
+        self.stall: str | None = None
+        """Why nothing that arrives can be journaled, for people."""
+        self._context = context
+        self._told = False
+        self._fencing: asyncio.Task[None] | None = None
+        settings = context.settings
+        self.intake: AsyncIntake | SyncIntake
+        if record.spec.mode == "sync":
+            self.intake = SyncIntake(group, self, settings.mirror_sync_interval_s)
+        else:
+            self.intake = AsyncIntake(group, self, settings.window_bytes)
+        self.receiver = Receiver(record.peer, settings, self.intake, self, context.clock, context.rng)
+
+    # ---- life --------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether records travel, or would if there was a connection."""
+        return is_active(self.record.state)
+
+    @property
+    def mode(self) -> Mode | None:
+        """How the primary's write times are to be applied; None before the first contact."""
+        if not self.record.time_source or self.record.spec.mode == "sync":
+            # A synchronous secondary has given its own times, in its own group's order.
+            return None if not self.record.time_source else _mode(self.group.write_time.source)
+        return _mode(self.record.time_source)
+
+    def join_domain(self) -> None:
+        """Take the group into its apply domain, with everything that is pending.
+
+        Raises:
+            BadOrder: the domain's groups have another kind of write times.
+        """
+        base = 0
+        if self.record.generation:
+            base = self.record.base_time if self.record.spec.mode == "async" else max(1, self.group.applied_time)
+        self.domain.add(self.group, base, self.mode)
+
+    def start(self) -> None:
+        """Begin to pull, or to fence if this side was taken over."""
+        self.start_fencing()
+        if self.record.state is not PairState.SSWS:
+            self.receiver.start()
+
+    async def stop(self, farewell: bytes = b"") -> None:
+        """Pull and fence no more."""
+        task, self._fencing = self._fencing, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.receiver.stop(farewell)
+
+    # ---- events of the receiver ------------------------------------------------------
+
+    def pull_facts(self) -> PullFacts | None:
+        record = self.record
+        if not self.active and self._told:
+            return None
+        connections = record.spec.connections or self._context.settings.connections
+        return PullFacts(
+            record.spec.identity,
+            record.spec.primary_group,
+            record.generation,
+            record.incarnation_of(self.intake.next_seq - 1),
+            record.state.value,
+            record.reason,
+            1 if record.spec.mode == "sync" else connections,
+        )
+
+    async def adopt(self, accept: Accept) -> None:
+        """First contact: take over the primary's generation and position, durably (nothing was received before)."""
+        record, storage = self.record, self._context.storage
+        self.domain.remove(self.group.name)
+        if record.spec.mode == "sync":
+            await storage.change_role(self.group, Role.SECONDARY, last_origin=accept.start_seq)
+        else:
+            await storage.restart_group(
+                self.group,
+                role=Role.SECONDARY,
+                generation=accept.generation,
+                last_seq=accept.start_seq,
+                last_time=accept.base_time,
+                numbered_here=False,
+            )
+        record.generation = accept.generation
+        record.start_seq = accept.start_seq
+        record.base_time = accept.base_time
+        record.time_source = accept.time_source
+        record.runs = []
+        self._context.save(record)
+        self._context.report(
+            "pair-adopted",
+            {"pair": record.spec.identity, "generation": accept.generation, "start": accept.start_seq},
+        )
+        try:
+            self.join_domain()
+        except RemoteCopyError as error:
+            self.suspend(PairEvent.FAIL, str(error))
+
+    def refused(self, refuse: Refuse) -> None:
+        record = self.record
+        self._told = not self.active
+        if not self.active:
+            return
+        if refuse.code in _FAILURES:
+            self.suspend(PairEvent.FAIL, f"{record.peer} refuses: {refuse.text}")
+        elif refuse.code == RefuseCode.UNKNOWN_PAIR and record.generation:
+            record.peer_deleted = True
+            self.suspend(PairEvent.FAIL, f"{record.peer} does not know the pair any more")
+        elif refuse.code in (RefuseCode.SUSPENDED, RefuseCode.TAKEN_OVER):
+            event = PairEvent.SPLIT if refuse.state == PairState.PSUS else PairEvent.FAIL
+            self.suspend(event, f"at the primary: {refuse.text}")
+        self._told = not self.active
+
+    def session_changed(self) -> None:
+        record = self.record
+        if self.receiver.connected:
+            if record.in_doubt:
+                self._context.report("pair-resuming-in-doubt", {"pair": record.spec.identity})
+            self._context.report("pair-connected", {"pair": record.spec.identity, "next": self.intake.next_seq})
+        elif self.receiver.sessions:
+            self._context.report(
+                "pair-disconnected",
+                {"pair": record.spec.identity, "role": Role.SECONDARY.value, "reason": self.receiver.reason},
+            )
+
+    def noticed(self, notice: Notice) -> None:
+        if notice.event == "delete":
+            self.record.peer_deleted = True
+            self._context.save(self.record)
+        event = PairEvent.SPLIT if notice.event == "suspend" else PairEvent.FAIL
+        self._told = True  # it is the primary who says so
+        if self.active:
+            self._context.move(self.record, event, f"at the primary: {notice.reason}")
+            self.receiver.drop(notice.reason)
+
+    def applied_time(self) -> int:
+        return self.group.applied_time
+
+    def tick_wanted(self) -> bool:
+        return self.domain.tick_wanted(self.group.name)
+
+    # ---- events of the intake -----------------------------------------------------------
+
+    def progressed(self) -> None:
+        self.receiver.acknowledge()
+        record = self.record
+        if record.in_doubt and self.receiver.connected and self.intake.received_seq >= self.receiver.goal:
+            record.in_doubt = False
+            self._context.save(record)
+
+    def received_run(self, first: int, incarnation: int) -> None:
+        # Kept before the records are: after a crash it may name a run whose records are not here, never the reverse.
+        if self.record.note_run(first, incarnation):
+            self._context.save(self.record)
+
+    def arrived(self, records: list[Pending]) -> None:
+        self.domain.arrived(self.group.name, records)
+
+    def gap_reported(self, reason: str) -> None:
+        self.receiver.drop(reason)
+
+    def failed(self, error: RemoteCopyError) -> None:
+        self.suspend(PairEvent.FAIL, str(error))
+
+    def stalled(self, error: RemoteCopyError | None) -> None:
+        if error is not None and self.stall is None:
+            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "error": str(error)})
+        self.stall = None if error is None else str(error)
+
+    # ---- states ---------------------------------------------------------------------------
+
+    def suspend(self, event: PairEvent, reason: str) -> None:
+        """Split the pair by order (SPLIT) or failure (FAIL), durably; the primary is told when it is reached.
+
+        Raises:
+            BadOrder: not possible in the present state.
+        """
+        if self._context.move(self.record, event, reason):
+            kind = "suspend" if event is PairEvent.SPLIT else "fail"
+            self._told = False
+            self.receiver.send(Notice(kind, reason).encode())
+            self.receiver.drop(reason)
+            self.receiver.poke()
+
+    # ---- fence ------------------------------------------------------------------------------
+
+    def start_fencing(self) -> None:
+        """Tell the old primary until it knows that it may take no more writes (I16)."""
+        if self.record.fence is not None and self._fencing is None:
+            self._fencing = asyncio.get_running_loop().create_task(self._fence(self.record.fence))
+
+    async def _fence(self, facts: dict[str, object]) -> None:
+        settings = self._context.settings
+        backoff = Backoff(settings.backoff_min_s, settings.fence_backoff_max_s, self._context.rng)
+        record = self.record
+        order = Fence(
+            record.spec.identity, int(str(facts["generation"])), int(str(facts["cut_seq"])), str(facts["reason"])
+        )
+        while True:
+            try:
+                answer = await self._send_fence(order)
+                if answer.type == FrameType.FENCED or _is_unknown(answer):
+                    break
+            except (RemoteCopyError, FrameError):
+                pass  # not reached: that is why there was a takeover; try again
+            await asyncio.sleep(backoff.next_s())
+        record.fence = None
+        self._context.save(record)
+        self._context.report("primary-fenced", {"pair": record.spec.identity, "peer": record.peer})
+
+    async def _send_fence(self, order: Fence) -> Frame:
+        """Send the fence and return the answer.
+
+        Raises:
+            Unreachable, NotAuthorised: the old primary cannot be asked.
+        """
+        loop = asyncio.get_running_loop()
+        link = await dial(self._context.settings, self.record.peer)
+        answer: asyncio.Future[Frame] = loop.create_future()
+
+        def frames(link: Link, frames: list[Frame]) -> None:
+            if not answer.done():
+                answer.set_result(frames[0])
+
+        def lost(link: Link, reason: str) -> None:
+            if not answer.done():
+                answer.set_exception(FrameError(reason))
+
+        link.on_frames, link.on_lost = frames, lost
+        link.send(order.encode())
+        try:
+            async with asyncio.timeout(self._context.settings.handshake_timeout_s):
+                return await answer
+        except TimeoutError:
+            raise FrameError("no answer to FENCE") from None
+        finally:
+            link.close("fence told")
+
+
+def _mode(time_source: str) -> Mode:
+    return "sequence" if time_source == "sequence" else "time"
+
+
+def _is_unknown(frame: Frame) -> bool:
+    return frame.type == FrameType.REFUSE and Refuse.decode_untrusted(frame.payload).code == RefuseCode.UNKNOWN_PAIR

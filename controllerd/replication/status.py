@@ -1,0 +1,168 @@
+"""Where pairs stand: what can be asked for at any time (RC ¶46, spec §5.5).
+
+Owns: the figures of one pair as seen from one side, and how they are found.
+Never: changes anything.
+
+Sequence numbers of an asynchronous pair are the same on both sides. On a synchronous one
+each side speaks of the primary's numbers, except ``journal_seq``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from controllerd.model.pair_state import PairState
+from controllerd.replication.primary import PrimaryPair
+from controllerd.replication.secondary import SecondaryPair
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A record: its number, and its write time in ns (a number if the time source is ``sequence``). None: not known."""
+
+    seq: int | None = None
+    time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairStatus:
+    """One pair from one side. Times named ``*_ns`` and ``since``: wall clock; None: not known on this side.
+
+    Attributes:
+        written: the primary's newest record; transferred: sent; arrived: journaled at the
+            secondary; durable: there for good; applied: visible there.
+        lag_s: how old the secondary's image is; 0.0 when it is like the primary's.
+        lag_bytes: bytes of records that are not applied.
+        holder: the group that holds the apply domain's line (secondary side), since when
+            and why.
+    """
+
+    pair_id: str
+    group: str
+    role: str
+    state: str
+    since: int
+    reason: str
+    peer: str
+    peer_group: str
+    mode: str
+    domain: str
+    connected: bool
+    connected_since: int | None
+    last_contact: int | None
+    link_reason: str
+    blocked: bool
+    written: Position
+    transferred: Position
+    arrived: Position
+    durable: Position
+    applied: Position
+    lag_s: float | None
+    lag_bytes: int | None
+    missing_writes: int | None
+    missing_bytes: int | None
+    pending_writes: int
+    cut_time: int | None
+    holder: str | None
+    holder_since: int | None
+    holder_why: str | None
+
+
+def primary_status(pair: PrimaryPair) -> PairStatus:
+    """Status of a pair whose primary is here."""
+    record, group, sender, ack = pair.record, pair.group, pair.sender, pair.sender.ack
+    now_s = asyncio.get_running_loop().time()
+    lag_s = sender.lag.lag_seconds(now_s)
+    return PairStatus(
+        pair_id=record.spec.identity,
+        group=record.group,
+        role=record.role.value,
+        state=record.state.value,
+        since=record.since,
+        reason=record.reason,
+        peer=record.peer,
+        peer_group=record.peer_group,
+        mode=record.spec.mode,
+        domain=record.spec.domain,
+        connected=sender.connected,
+        connected_since=sender.connected_since,
+        last_contact=sender.last_contact,
+        link_reason="" if sender.connected else f"waiting for {record.peer} to connect",
+        blocked=pair.mirror is not None and pair.mirror.blocked,
+        written=Position(group.last_seq, group.last_time),
+        transferred=Position(sender.transferred_seq, sender.time_at(sender.transferred_seq)),
+        arrived=Position(ack.received, sender.time_at(ack.received)),
+        durable=Position(ack.durable, sender.time_at(ack.durable)),
+        applied=Position(ack.applied, ack.applied_time or None),
+        lag_s=None if math.isinf(lag_s) else lag_s,
+        lag_bytes=max(0, group.bytes_written - sender.bytes_at(ack.applied)),
+        missing_writes=max(0, group.last_seq - ack.received),
+        missing_bytes=max(0, group.bytes_written - sender.bytes_at(ack.received)),
+        pending_writes=max(0, ack.received - ack.applied),
+        cut_time=None,
+        holder=None,
+        holder_since=None,
+        holder_why=None,
+    )
+
+
+def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
+    """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
+    record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
+    beat = receiver.beat
+    now_s = asyncio.get_running_loop().time()
+    lag_s = receiver.lag.lag_seconds(now_s)
+    missing = receiver.missing()
+    holder = pair.domain.holder()
+    taken_over = record.state is PairState.SSWS
+    return PairStatus(
+        pair_id=record.spec.identity,
+        group=record.group,
+        role=record.role.value,
+        state=record.state.value,
+        since=record.since,
+        reason=record.reason,
+        peer=record.peer,
+        peer_group=record.peer_group,
+        mode=record.spec.mode,
+        domain=record.spec.domain,
+        connected=receiver.connected,
+        connected_since=receiver.connected_since,
+        last_contact=receiver.last_contact,
+        link_reason="" if receiver.connected or taken_over else receiver.reason,
+        blocked=pair.stall is not None,
+        written=Position(beat.last_seq, beat.last_time) if beat is not None else Position(),
+        transferred=Position(intake.next_seq - 1),
+        arrived=Position(intake.next_seq - 1, group.last_time),
+        durable=Position(intake.durable_seq),
+        applied=Position(intake.applied_seq, group.applied_time),
+        lag_s=None if math.isinf(lag_s) or taken_over else lag_s,
+        lag_bytes=None if missing is None or taken_over else missing[1] + group.pending.bytes,
+        missing_writes=None if missing is None else missing[0],
+        missing_bytes=None if missing is None else missing[1],
+        pending_writes=len(group.pending),
+        cut_time=None if taken_over else pair.domain.cut_time,
+        holder=None if holder is None or taken_over else holder.group,
+        holder_since=None if holder is None or taken_over else holder.since,
+        holder_why=None if holder is None or taken_over else why_held(holder.group, by_group),
+    )
+
+
+def why_held(name: str, by_group: dict[str, SecondaryPair]) -> str:
+    """Why group ``name`` does not let the line move, for people."""
+    pair = by_group.get(name)
+    if pair is None:
+        return "the group has no pair"
+    if pair.domain.fault is not None:
+        return f"applying stopped: {pair.domain.fault}"
+    if not pair.active:
+        return f"the pair is {pair.record.state.value}: {pair.record.reason}"
+    if pair.stall is not None:
+        return f"what arrives finds no room: {pair.stall}"
+    if not pair.receiver.connected:
+        return f"no connection: {pair.receiver.reason}"
+    if pair.group.durable_seq < pair.group.last_seq:
+        return "waiting for the journal to be durable"
+    return "no later write or tick of this group has arrived"
