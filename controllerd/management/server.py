@@ -1,0 +1,205 @@
+"""The management port: uvicorn inside the daemon's own loop.
+
+Owns: the listening socket, limits on connections, and start and stop.
+Never: installs signal handlers, ends the process, or knows a route.
+
+What a reader would get wrong: uvicorn bounds how long an idle connection lives, not how long a request line and its
+headers may take; ``_BoundedHttp`` does, else a slow client holds a connection for ever (invariant I17, fault F37).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+HEADER_BYTES_MAX: Final = 16 << 10
+HEADER_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """Where to listen (``host`` and ``port``, or ``path`` of a UNIX socket) and the limits; times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    path: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    keep_alive_timeout_s: int = 30
+    max_connections: int = 64
+    shutdown_grace_s: int = 10
+
+
+class _BoundedHttp(H11Protocol):
+    """uvicorn's HTTP/1.1 with a time limit for a request to arrive and a cap on connections."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        limit = self.config.limit_concurrency
+        if limit is not None and len(self.connections) > 2 * limit:
+            transport.abort()  # beyond the answer 503: not even a header is read
+            return
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Run the clock exactly while a request is still to arrive."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if self.transport.is_closing() or (cycle is not None and not cycle.response_complete):
+            self._stop_watching()
+        elif self._deadline is None and self.timeout_keep_alive_task is None:
+            self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
+
+    def _stop_watching(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class _EmbeddedServer(uvicorn.Server):
+    """A server whose end is decided by the daemon alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class ApiServer:
+    """The management port of one controller."""
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self._settings = settings
+        self._app = app
+        self._server: _EmbeddedServer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._bound = ""
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port really used: ``http://127.0.0.1:9711`` or ``unix:/path``."""
+        return self._bound
+
+    async def start(self) -> None:
+        """Listen and serve in the running loop.
+
+        Raises OSError when the address cannot be used, with the address in its text.
+        """
+        listener = self._bind()
+        settings = self._settings
+        server = _EmbeddedServer(
+            uvicorn.Config(
+                cast(Any, self._app),
+                loop="none",
+                http=_BoundedHttp,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=settings.max_connections,
+                timeout_keep_alive=settings.keep_alive_timeout_s,
+                timeout_graceful_shutdown=settings.shutdown_grace_s,
+                h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+                ssl_certfile=settings.certificate,
+                ssl_keyfile=settings.key,
+            )
+        )
+        self._server = server
+        self._task = asyncio.create_task(server.serve(sockets=[listener]), name="management-api")
+        listening = asyncio.create_task(server.listening.wait())
+        await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            listening.cancel()
+            listener.close()
+            self._task.result()
+
+    async def stop(self) -> None:
+        """Answer the requests under way (for at most ``shutdown_grace_s``), then close. Idempotent."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._server = self._task = None
+        if self._settings.path is not None:
+            self._settings.path.unlink(missing_ok=True)
+
+    def _bind(self) -> socket.socket:
+        settings = self._settings
+        if settings.path is not None:
+            return self._bind_unix(settings.path)
+        scheme = "https" if settings.certificate is not None else "http"
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, kind, protocol)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(128)
+            except OSError:
+                listener.close()
+                raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, f"management.listen: {shown}:{settings.port}: {reason}") from None
+        listener.setblocking(False)
+        self._bound = f"{scheme}://{shown}:{listener.getsockname()[1]}"
+        return listener
+
+    def _bind_unix(self, path: Path) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+                _refuse_if_served(path)
+                path.unlink()  # left behind by a killed daemon
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            raise OSError(error.errno, f"management.listen: unix:{path}: {error.strerror or error}") from None
+        listener.setblocking(False)
+        self._bound = f"unix:{path}"
+        return listener
+
+
+def _refuse_if_served(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+    raise OSError(98, "another process is listening there")

@@ -1,0 +1,138 @@
+"""What a good configuration becomes, the reference, and the daemon's own command line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from controllerd.__main__ import main
+from controllerd.config import Address, ConfigError, load, parse
+from controllerd.config.model import Config
+from controllerd.config.problems import nested_model
+from controllerd.config.reference import reference
+from controllerd.management.schemas import VERSION
+from tests.unit.config.test_config_errors import GOOD
+
+REPOSITORY = Path(__file__).parents[3]
+MIB = 1 << 20
+
+
+def test_smallest_configuration_has_sensible_defaults(tmp_path: Path) -> None:
+    config = parse(tomllib.loads(GOOD), file="a.toml", base=tmp_path)
+    assert config.controller.data_directory == tmp_path / "data"
+    assert config.nbd.listen == (Address("127.0.0.1", 10809),)
+    assert config.storage.segment_bytes == 64 * MIB
+    assert config.token() == "0123456789abcdef"
+    assert config.shared_key() is None
+    assert config.peer == ()
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    (directory / "t").write_text("0123456789abcdef\nsecond line\n")
+    (directory / "key").write_bytes(b"k" * 32 + b"\n")
+    (directory / "a.toml").write_text(
+        GOOD.replace('token = "0123456789abcdef"', 'token_file = "t"\nlisten = "unix:m.sock"')
+        + '[nbd]\nlisten = ["[::1]:1", "unix:/tmp/n.sock", "h.example:0"]\n'
+        + '[replication]\nlisten = "127.0.0.1:0"\nshared_key_file = "key"\n'
+        + '[[peer]]\nname = "B"\naddress = "10.0.0.1:9"\n[storage]\ncache_bytes = "0.5GiB"\njournal_bytes = 268435456\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load("etc/a.toml")
+    assert config.controller.data_directory == directory / "data"
+    assert config.management.listen == Address(path=directory / "m.sock")
+    assert [str(address) for address in config.nbd.listen] == ["[::1]:1", "unix:/tmp/n.sock", "h.example:0"]
+    assert config.token() == "0123456789abcdef"
+    assert config.shared_key() == b"k" * 32
+    assert config.peer[0].address == Address("10.0.0.1", 9)
+    assert (config.storage.cache_bytes, config.storage.journal_bytes) == (512 * MIB, 256 * MIB)
+
+
+def test_configuration_cannot_change(tmp_path: Path) -> None:
+    config = parse(tomllib.loads(GOOD), file="a.toml", base=tmp_path)
+    with pytest.raises(ValidationError):
+        config.controller.name = "B"  # type: ignore[misc]
+
+
+def test_secrets_are_hidden_in_every_form(tmp_path: Path) -> None:
+    config = parse(tomllib.loads(GOOD), file="a.toml", base=tmp_path)
+    assert "0123456789abcdef" not in str(config.public()) + repr(config)
+    assert config.public()["nbd"]["listen"] == ["127.0.0.1:10809"]
+
+
+def test_secret_that_vanished_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("0123456789abcdef")
+    config = parse(
+        tomllib.loads(GOOD.replace('token = "0123456789abcdef"', 'token_file = "t"')), file="a.toml", base=tmp_path
+    )
+    (tmp_path / "t").unlink()
+    with pytest.raises(ConfigError, match=r"management\.token_file: No such file"):
+        config.token()
+
+
+def test_reference_names_every_key_with_a_meaning() -> None:
+    text = reference()
+    for name, field in Config.model_fields.items():
+        section = nested_model(field.annotation)
+        assert section is not None
+        assert f"`[{name}]`" in text or f"`[[{name}]]`" in text
+        for key, item in section.model_fields.items():
+            if nested_model(item.annotation) is None:
+                assert f"| `{key}` |" in text
+                assert item.description
+                assert item.description in text
+
+
+@pytest.mark.parametrize("name", ["c", "a", "b"])
+def test_example_is_good(tmp_path: Path, name: str) -> None:
+    for secret in (f"{name}.token", "transfer.key"):
+        (tmp_path / secret).write_text("0123456789abcdef" * 2)
+    path = tmp_path / f"{name}.toml"
+    path.write_text((REPOSITORY / "deploy" / f"{name}.toml").read_text())
+    config = load(path)
+    assert config.controller.name == name.upper()
+    assert config.controller.data_directory.parent == tmp_path
+
+
+def test_version_is_the_projects() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
+
+
+def test_check_config_says_good_or_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(GOOD)
+    assert main(["--config", str(path), "--check-config"]) == 0
+    assert "good (controller A" in capsys.readouterr().out
+    path.write_text(GOOD + "[storag]\n")
+    assert main(["--config", str(path), "--check-config"]) == 2
+    assert capsys.readouterr().err == f"{path}: storag: unknown section; did you mean storage?\n"
+    assert not (tmp_path / "data").exists(), "a check touches nothing"
+
+
+def test_what_is_not_wise_is_said_and_does_not_stop_a_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t").write_text("0123456789abcdef")
+    (tmp_path / "t").chmod(0o644)
+    path = tmp_path / "a.toml"
+    path.write_text(GOOD.replace('token = "0123456789abcdef"', 'token_file = "t"\nlisten = "0.0.0.0:0"'))
+    assert main(["--config", str(path), "--check-config"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["warning", "warning"]
+    assert "management.listen: 0.0.0.0:0 is reached over a network without TLS" in lines[0]
+    assert f"chmod 600 {tmp_path}/t" in lines[1]
+
+
+def test_daemon_needs_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "--config FILE is needed" in capsys.readouterr().err
+
+
+def test_reference_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config-reference"]) == 0
+    assert capsys.readouterr().out == reference()

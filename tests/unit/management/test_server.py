@@ -1,0 +1,203 @@
+"""The management port itself: start and stop in a foreign loop, and what bad clients can do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from controllerd.management import server as server_module
+from controllerd.management.app import create_app
+from controllerd.management.guard import GuardSettings
+from controllerd.management.server import ApiServer, ApiSettings
+from tests.unit.management.fake_controller import TOKEN, FakeController
+
+Start = Callable[..., Awaitable[ApiServer]]
+
+
+@pytest.fixture
+async def start(controller: FakeController) -> AsyncIterator[Start]:
+    running: list[ApiServer] = []
+
+    async def run(**settings: Any) -> ApiServer:
+        api = ApiServer(create_app(controller, GuardSettings(TOKEN)), ApiSettings(**settings))
+        await api.start()
+        running.append(api)
+        return api
+
+    yield run
+    for api in running:
+        await api.stop()
+
+
+def port_of(api: ApiServer) -> int:
+    return int(api.address.rpartition(":")[2])
+
+
+@asynccontextmanager
+async def connected(api: ApiServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(api))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+async def closed(reader: asyncio.StreamReader) -> bytes:
+    """Everything up to the end of the connection."""
+    try:
+        return await asyncio.wait_for(reader.read(), 30)
+    except ConnectionError:
+        return b""
+
+
+async def test_serves_in_the_callers_loop_and_stops(start: Start) -> None:
+    api = await start()
+    async with httpx.AsyncClient(base_url=api.address) as client:
+        assert (await client.get("/healthz")).status_code == 200
+    await api.stop()
+    await api.stop()
+    with pytest.raises(OSError, match=r"refused|failed"):
+        await asyncio.open_connection("127.0.0.1", port_of(api))
+
+
+async def test_listens_on_a_unix_socket_that_only_its_user_may_use(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "m.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    api = await start(path=path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as client:
+        assert (await client.get("http://controller/healthz")).status_code == 200
+    await api.stop()
+    assert not path.exists()
+
+
+async def test_address_in_use_is_a_clear_error(start: Start, tmp_path: Path) -> None:
+    api = await start()
+    with pytest.raises(OSError, match=rf"management\.listen: 127\.0\.0\.1:{port_of(api)}: Address already in use"):
+        await start(port=port_of(api))
+    await start(path=tmp_path / "m.sock")
+    with pytest.raises(OSError, match="another process is listening there"):
+        await start(path=tmp_path / "m.sock")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"management\.listen: unix:"):
+        await start(path=tmp_path / "file")
+    with pytest.raises(OSError, match=r"management\.listen: no\.such\.host\.invalid:0"):
+        await start(host="no.such.host.invalid")
+
+
+async def test_signal_handlers_stay_the_daemons(start: Start) -> None:
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    await start()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+async def test_server_closes_a_client_that_never_finishes_its_header(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HEADER_TIMEOUT_S", 0.2)
+    api = await start()
+    async with connected(api) as (silent, _), connected(api) as (slow, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert await closed(silent) == await closed(slow) == b""
+
+
+async def test_server_closes_a_client_that_is_slow_with_its_second_request(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HEADER_TIMEOUT_S", 0.2)
+    api = await start()
+    async with connected(api) as (reader, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"}")
+        writer.write(b"GET /he")
+        assert await closed(reader) == b""
+
+
+async def test_slow_answer_is_not_taken_for_a_slow_request(
+    start: Start, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HEADER_TIMEOUT_S", 0.05)
+    original = controller.pairs.preview
+
+    async def slow(domain: str) -> Any:
+        await asyncio.sleep(0.3)
+        return await original(domain)
+
+    controller.pairs.preview = slow  # type: ignore[method-assign]
+    api = await start()
+    async with httpx.AsyncClient(base_url=api.address, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        assert (await client.get("/v1/takeover")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00\xff" * 100,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (1 << 20),
+        b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\n",
+        b"POST /v1/groups HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/groups HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"POST /v1/groups HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade, close\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        random.Random(3).randbytes(4096),
+    ],
+    ids=["binary", "version", "header", "path", "negative", "huge", "chunk", "upgrade", "http2", "random"],
+)
+async def test_any_bytes_get_an_answer_or_a_closed_connection(start: Start, content: bytes) -> None:
+    api = await start()
+    async with connected(api) as (reader, writer):
+        try:
+            writer.write(content)
+            await writer.drain()
+            writer.write_eof()
+        except OSError:
+            pass
+        said = await closed(reader)
+        assert said == b"" or said.startswith(b"HTTP/1.1 ")
+    async with httpx.AsyncClient(base_url=api.address) as client:
+        assert (await client.get("/healthz")).status_code == 200, "others are not affected"
+
+
+async def test_too_many_connections_are_refused_not_queued(start: Start) -> None:
+    api = await start(max_connections=2)
+    async with connected(api) as (_, _first), connected(api), connected(api) as (reader, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"503" in await closed(reader)
+
+
+async def test_stop_waits_for_the_order_under_way(start: Start, controller: FakeController) -> None:
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(_domain: str) -> Any:
+        started.set()
+        await release.wait()
+        return {"domain": "default", "preview": False, "cut_time": 1, "groups": []}
+
+    controller.pairs.takeover = slow  # type: ignore[assignment,method-assign]
+    api = await start()
+    async with httpx.AsyncClient(base_url=api.address, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        order = asyncio.create_task(client.post("/v1/takeover", json={}))
+        await started.wait()
+        stopping = asyncio.create_task(api.stop())
+        release.set()
+        answer = await order
+        await stopping
+    assert json.loads(answer.content)["cut_time"] == 1
