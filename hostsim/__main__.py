@@ -1,0 +1,6 @@
+"""`python -m hostsim` is `hostsim`."""
+
+from hostsim.cli import main
+
+if __name__ == "__main__":
+    main()
