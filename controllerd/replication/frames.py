@@ -193,7 +193,12 @@ class FrameReader:
             self._begin_chunk(wanted)
 
     def _begin_chunk(self, wanted: int) -> None:
+        """Go on in fresh memory that has room for ``wanted`` bytes from the start of the unfinished frame.
+
+        A long frame gets a chunk of exactly its size: what caches keep of it keeps nothing else alive.
+        """
         rest = self._view[self._start : self._end]
-        chunk = memoryview(bytearray(max(CHUNK_BYTES if self._limits is _LIMITS else 2 * MAX_MESSAGE, wanted)))
+        usual = CHUNK_BYTES if self._limits is _LIMITS else 2 * MAX_MESSAGE
+        chunk = memoryview(bytearray(wanted if 4 * wanted > usual else usual))
         chunk[: len(rest)] = rest
         self._view, self._start, self._end = chunk, 0, len(rest)

@@ -32,6 +32,12 @@ RETRY_S: Final = 0.25
 """Wait before a record is tried again that found no room."""
 SYNC_BYTES: Final = 4 << 20
 """Synchronous leg: bytes journaled after which a sync begins without being asked for."""
+_TICK: Final = int(Kind.TICK)
+
+
+def shows_all(group: GroupPort) -> bool:
+    """Whether no write of the group is pending."""
+    return all(entry.kind == _TICK for entry in group.pending)
 
 
 class IntakeEvents(Protocol):
@@ -71,7 +77,8 @@ class Intake(Protocol):
     @property
     def durable_seq(self) -> int: ...
     @property
-    def applied_seq(self) -> int: ...
+    def applied_seq(self) -> int:
+        """Every write up to here is visible (ticks show nothing, applied or not)."""
     @property
     def held_bytes(self) -> int:
         """Payload bytes taken and not yet durable."""
@@ -133,7 +140,7 @@ class AsyncIntake:
 
     @property
     def applied_seq(self) -> int:
-        return self._group.applied_seq
+        return self._group.durable_seq if shows_all(self._group) else self._group.applied_seq
 
     @property
     def held_bytes(self) -> int:
@@ -264,7 +271,7 @@ class SyncIntake:
 
     @property
     def applied_seq(self) -> int:
-        return self._group.applied_mark[2]
+        return self._durable_origin if shows_all(self._group) else self._group.applied_mark[2]
 
     @property
     def held_bytes(self) -> int:

@@ -187,7 +187,12 @@ class Receiver:
         try:
             for index in range(facts.connections if facts.generation else 1):
                 link = await dial(self._settings, self.peer)
-                answer = await self._pull(link, facts, index)
+                # Anew for each connection: records came over the ones before meanwhile.
+                present = self._events.pull_facts()
+                if present is None:
+                    link.close("the pair was suspended meanwhile")
+                    return "suspended"
+                answer = await self._pull(link, present, index)
                 if isinstance(answer, Refuse):
                     link.close("refused")
                     return self._take_refusal(answer)

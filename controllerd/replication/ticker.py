@@ -57,7 +57,9 @@ class Ticker:
         if self._write_time.source == "sequence":
             # Numbers leave no gaps, so ticks say nothing new, unless numbers went to groups without a pair.
             return [group for group in quiet if wanted(group)]
-        return [group for group in quiet if group.last_time <= self._newest or wanted(group)]
+        if any(group.last_time <= self._newest or wanted(group) for group in quiet):
+            return quiet  # all or none: a tick that is later than the others' last time would be left over
+        return []
 
     def ticked(self, group: GroupPort) -> None:
         """The group's newest record is a tick: it does not make others need one."""
