@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gc
+import os
 import random
 import signal
 import ssl
@@ -31,7 +33,7 @@ from controllerd.management.guard import GuardSettings
 from controllerd.management.observability import configure_logging
 from controllerd.management.pair_orders import PairOrders
 from controllerd.management.server import ApiServer, ApiSettings
-from controllerd.model.errors import RemoteCopyError
+from controllerd.model.errors import Conflict, RemoteCopyError
 from controllerd.replication.pairs import PairManager
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
 from controllerd.storage.io import SystemFiles
@@ -71,13 +73,14 @@ class Controller:
         self.clock = clock
         self.started_at = clock()
         self._log = structlog.get_logger("controllerd")
+        self._lock = lock_directory(config.controller.data_directory)
         rng = random.SystemRandom()
         self.storage = StorageSystem(storage_settings(config), SystemFiles(), clock=clock, report=self.report, rng=rng)
         self.replication = PairManager(
             self.storage, replication_settings(config), clock=clock, rng=rng, report=self.report
         )
         self.pairs = PairOrders(self.replication, self.name)
-        self.nbd = NbdServer(Exports(self.storage), nbd_settings(config))
+        self.nbd = NbdServer(Exports(self.storage), nbd_settings(config), clock=clock, report=self.report)
         self.api = ApiServer(
             create_app(self, GuardSettings(config.token(), config.management.max_body_bytes)), api_settings(config)
         )
@@ -128,7 +131,25 @@ class Controller:
     async def stop(self) -> None:
         """Stop every layer, hosts first; the next start redoes nothing."""
         await self._stack.aclose()
+        os.close(self._lock)
         self.report("stopped", {})
+
+
+def lock_directory(path: Path) -> int:
+    """Make sure that no other controller runs on the data directory; returns the descriptor that keeps the lock.
+
+    Raises:
+        Conflict: another one does.
+        OSError: the directory cannot be made or written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(f"{path}: another controller is running on this data directory") from None
+    return descriptor
 
 
 def storage_settings(config: Config) -> StorageSettings:
@@ -162,6 +183,7 @@ def nbd_settings(config: Config) -> NbdSettings:
         max_connections=config.nbd.max_connections,
         handshake_timeout_s=config.nbd.handshake_timeout_s,
         shutdown_grace_s=config.controller.shutdown_grace_s,
+        chunk_bytes_max=config.storage.cache_bytes + config.storage.tail_bytes,
         limits=Limits(payload_max=config.nbd.max_request_bytes, in_flight_max=config.nbd.max_in_flight),
     )
 

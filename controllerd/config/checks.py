@@ -6,6 +6,7 @@ Never: changes anything on disk, opens sockets, or judges a single value (model.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Generator, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -196,8 +197,44 @@ def _files(config: Config) -> Iterator[_Found]:
         named += [("replication.tls.ca", tls.ca)]
     for key, path in named:
         yield from _read(key, path)
-    for key, address in [("nbd.listen", address) for address in config.nbd.listen] + [
-        ("management.listen", config.management.listen)
-    ]:
+    if config.management.tls is not None:
+        yield from _certificate("management.tls", config.management.tls.certificate, config.management.tls.key)
+    if config.replication.tls is not None:
+        tls = config.replication.tls
+        yield from _certificate("replication.tls", tls.certificate, tls.key)
+        yield from _authorities("replication.tls.ca", tls.ca)
+    listeners = [("nbd.listen", address) for address in config.nbd.listen]
+    listeners.append(("management.listen", config.management.listen))
+    if config.replication.listen is not None:
+        listeners.append(("replication.listen", config.replication.listen))
+    for key, address in listeners:
         if address.path is not None and not address.path.parent.is_dir():
             yield key, f"{address.path.parent} is not a directory", "name a socket in a directory that exists"
+
+
+def _certificate(section: str, certificate: Path, key: Path) -> Iterator[_Found]:
+    """Whether the pair can be used at all; a file that cannot be read has been reported already."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        wrong = f"{certificate} and {key} are not a certificate with its unencrypted key ({_reason(error)})"
+        yield f"{section}.certificate", wrong, "name two PEM files that belong together"
+    except OSError:
+        return
+
+
+def _authorities(key: str, path: Path) -> Iterator[_Found]:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        yield key, f"{path} holds no certificate ({_reason(error)})", "name a PEM file"
+    except OSError:
+        return
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")  # else OpenSSL asks at the terminal
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or str(error)

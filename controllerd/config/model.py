@@ -124,7 +124,7 @@ class ControllerSection(Section):
         description="Where catalogue, journals, and disks given without a directory are kept. Created if absent."
     )
     time_source: Literal["host", "clock", "sequence"] = Field(
-        "host",
+        "clock",
         description="What gives writes their time: the time hosts send with a write (a write without one gets the last "
         "time known), this controller's clock, or a controller-wide counter.",
     )

@@ -7,6 +7,10 @@ Source: spec §12 (REST and OpenAPI on every controller), §13.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -18,12 +22,23 @@ from controllerd.management.routes_storage import storage_routes
 from controllerd.management.routes_system import pair_routes, system_routes
 from controllerd.management.schemas import VERSION, ErrorAnswer
 
+_log = structlog.get_logger("management")
 
-def create_app(controller: ControllerPort, settings: GuardSettings, orders: Orders | None = None) -> ASGIApp:
-    """The application; the daemon that wants to wait for orders under way gives its own ``orders``."""
+
+def create_app(controller: ControllerPort, settings: GuardSettings, *, orders_grace_s: float = 30.0) -> ASGIApp:
+    """The application. When its server stops, orders under way are waited for, for at most ``orders_grace_s``."""
+    orders = Orders()
+
+    @asynccontextmanager
+    async def lifespan(_application: FastAPI) -> AsyncIterator[None]:
+        yield
+        if not await orders.finish(orders_grace_s):
+            _log.warning("orders-unfinished", waited_s=orders_grace_s)
+
     application = FastAPI(
         title="remotecopy controller",
         version=VERSION,
+        lifespan=lifespan,
         description="Everything mgmtctl does. All paths but /healthz and this description need a bearer token.",
         responses={
             "4XX": {"model": ErrorAnswer, "description": "The order is at fault."},
@@ -31,8 +46,7 @@ def create_app(controller: ControllerPort, settings: GuardSettings, orders: Orde
         },
     )
     errors.install(application)
-    running = orders if orders is not None else Orders()
-    application.include_router(system_routes(controller, running))
-    application.include_router(storage_routes(controller, running))
-    application.include_router(pair_routes(controller, running))
+    application.include_router(system_routes(controller, orders))
+    application.include_router(storage_routes(controller, orders))
+    application.include_router(pair_routes(controller, orders))
     return Guard(application, settings)

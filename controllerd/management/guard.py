@@ -37,6 +37,8 @@ class Guard:
         self._token = settings.token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
         if scope["type"] != "http":
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])

@@ -48,7 +48,12 @@ class Orders:
         if not task.cancelled():
             task.exception()  # heard even when the caller has gone
 
-    async def finish(self) -> None:
-        """Return when no order is under way (before the storage is closed)."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+    async def finish(self, limit_s: float) -> bool:
+        """Wait until no order is under way, for at most ``limit_s``; returns whether that is so."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
+        except TimeoutError:
+            return False
+        return True

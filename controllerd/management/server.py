@@ -119,7 +119,7 @@ class ApiServer:
                 loop="none",
                 http=_BoundedHttp,
                 ws="none",
-                lifespan="off",
+                lifespan="on",
                 interface="asgi3",
                 log_config=None,
                 access_log=False,

@@ -62,6 +62,17 @@ class WriteTime(Protocol):
         """
         ...
 
+    def pass_on_tick(self, carried: int, now: int) -> int:
+        """Return the time of a tick that an upstream controller gave ``carried``; moves the time if a write has it.
+
+        A write that was clamped to ``last`` is shown only after something later has arrived, and the
+        upstream controller, whose own time is behind, would not send anything later by itself.
+
+        Raises:
+            BadOrder: as `pass_on`.
+        """
+        ...
+
     def tick(self, now: int) -> int:
         """Return a time t > every time given to a write so far; no write of this controller gets one below t."""
         ...
@@ -111,6 +122,16 @@ class HostTime:
         """See WriteTime; like a host's time (RC ¶58)."""
         return self.stamp(now, carried)
 
+    def pass_on_tick(self, carried: int, now: int) -> int:
+        """See WriteTime."""
+        if carried > self.last:
+            if carried > MAX_CARRIED:
+                raise _too_late(carried)
+            self.last = carried
+            self._used = False
+            return carried
+        return self.tick(now)
+
     def tick(self, now: int) -> int:
         """See WriteTime and the class. ``now`` is not used."""
         if self._used:
@@ -156,6 +177,13 @@ class ClockTime:
             self.clamped += 1
         return self.last
 
+    def pass_on_tick(self, carried: int, now: int) -> int:
+        """See WriteTime: not this controller's clock, or later writes would lose the upstream one's times."""
+        if carried > MAX_CARRIED:
+            raise _too_late(carried)
+        self.last = max(carried, self.last + 1)
+        return self.last
+
     def tick(self, now: int) -> int:
         """See WriteTime."""
         return self.stamp(now, None)
@@ -186,6 +214,11 @@ class SequenceTime:
 
     def pass_on(self, carried: int, now: int) -> int:
         """See WriteTime: the upstream number means nothing here, the write gets an own one (RC ¶59)."""
+        self.last += 1
+        return self.last
+
+    def pass_on_tick(self, carried: int, now: int) -> int:
+        """See WriteTime."""
         self.last += 1
         return self.last
 

@@ -35,6 +35,7 @@ _TICK: Final = int(Kind.TICK)
 class _Member:
     group: GroupPort
     base_time: int
+    mode: Mode | None
     fed: int
     """Last number given to the planner."""
 
@@ -84,7 +85,7 @@ class DomainApplier:
             BadOrder: the domain's groups have another kind of write times.
         """
         if mode is not None and mode != self.mode:
-            if any(member.base_time for member in self._members.values()):
+            if any(member.mode for name, member in self._members.items() if name != group.name):
                 raise BadOrder(
                     f"apply domain {self.name} has write times of kind {self.mode!r}, group {group.name} of {mode!r}:"
                     " choose another domain"
@@ -93,7 +94,7 @@ class DomainApplier:
         if group.name in self._members:
             self.remove(group.name)
         group.budget.listen(self.wake)
-        self._members[group.name] = _Member(group, base_time, group.durable_seq)
+        self._members[group.name] = _Member(group, base_time, mode, group.durable_seq)
         self._rebuild()
 
     def remove(self, name: str) -> None:
@@ -198,6 +199,11 @@ class DomainApplier:
             await asyncio.sleep(0)
 
     # ---- takeover --------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a takeover is under way: nothing may be added to the groups' journals."""
+        return self._frozen
 
     def freeze(self) -> None:
         """Apply nothing more until `thaw`."""

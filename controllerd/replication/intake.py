@@ -79,6 +79,7 @@ class Intake(Protocol):
     @property
     def applied_seq(self) -> int:
         """Every write up to here is visible (ticks show nothing, applied or not)."""
+
     @property
     def held_bytes(self) -> int:
         """Payload bytes taken and not yet durable."""

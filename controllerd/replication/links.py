@@ -25,6 +25,9 @@ from controllerd.replication.settings import ReplicationSettings
 WRITE_HIGH_BYTES: Final = 2 << 20
 """Bytes in a connection's send buffer above which nothing more is handed to it."""
 
+LINGER_S: Final = 2.0
+"""Longest time that what was sent before a close may take to leave."""
+
 
 class Link(asyncio.BufferedProtocol):
     """One connection to a peer controller.
@@ -51,6 +54,7 @@ class Link(asyncio.BufferedProtocol):
         self._handshake: Handshake | None = handshake
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._linger: asyncio.TimerHandle | None = None
 
     # ---- asyncio -----------------------------------------------------------
 
@@ -100,6 +104,8 @@ class Link(asyncio.BufferedProtocol):
             self.reason = str(exc) or repr(exc)
         self.closed = True
         self._transport = None
+        if self._linger is not None:
+            self._linger.cancel()
         if not self.ready.done():
             self.ready.set_exception(Unreachable(self.reason))
             self.ready.exception()  # looked at, so that nobody has to wait for it
@@ -153,6 +159,8 @@ class Link(asyncio.BufferedProtocol):
             self.reason = reason
             if self._transport is not None:
                 self._transport.close()
+                # A peer that reads no more must not keep the socket.
+                self._linger = self._loop.call_later(LINGER_S, self._transport.abort)
 
     def abort(self, reason: str) -> None:
         """Close at once."""
@@ -268,14 +276,18 @@ class Acceptor:
 
     async def stop(self) -> None:
         """Listen no more and close every link."""
-        for link in list(self._links):
-            link.abort("this controller stops")
-        if self._server is not None:
-            self._server.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await self._server.wait_closed()
-            self._server = None
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close()
+        # Connections that the loop has accepted and not yet handed on come in the next turns, and are refused.
+        for _ in range(4):
+            for link in list(self._links):
+                link.abort("this controller stops")
+            await asyncio.sleep(0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await server.wait_closed()
 
     def _make_link(self) -> Link:
         link = Link(_handshake(self._settings, dialler=False), asyncio.get_running_loop(), self)
@@ -285,7 +297,7 @@ class Acceptor:
     def link_made(self, link: Link) -> None:
         """A connection stands; it has to make its request in time."""
         loop = asyncio.get_running_loop()
-        if len(self._links) >= self._settings.connections_max:
+        if len(self._links) >= self._settings.connections_max or self._server is None:
             self.refused += 1
             loop.call_soon(link.abort, "too many connections")
             return

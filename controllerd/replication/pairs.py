@@ -105,9 +105,10 @@ class PairManager:
             if not pair.record.prepared:
                 await self._prepare_secondary(pair)
             elif pair.record.state is not PairState.SSWS:
-                pair.join_domain()
+                self._join_domain(pair)
         for name, document in self.context.storage.catalogue.get_documents(TAKEOVERS).items():
-            if is_undecided(document):
+            if is_undecided(document) and name in self.domains:
+                self.domains[name].freeze()
                 await self._finish_takeover(name)
         for domain in self.domains.values():
             await domain.settle()
@@ -116,6 +117,13 @@ class PairManager:
             if not self._taking_over(pair.record.spec.domain):
                 pair.start()
         self._timer = asyncio.get_running_loop().create_task(self._run_timer(), name="replication timer")
+
+    @staticmethod
+    def _join_domain(pair: SecondaryPair) -> None:
+        try:
+            pair.join_domain()
+        except RemoteCopyError as error:
+            pair.suspend(PairEvent.FAIL, str(error))
 
     async def _finish_takeover(self, domain: str) -> None:
         try:
@@ -213,7 +221,7 @@ class PairManager:
             )
         pair.record.prepared = True
         self.context.save(pair.record)
-        pair.join_domain()
+        self._join_domain(pair)
         self.context.report("pair-created", {"pair": spec.identity, "role": Role.SECONDARY.value})
 
     async def _create_primary(self, spec: PairSpec, group: Group) -> PrimaryPair:
@@ -488,7 +496,12 @@ class PairManager:
                 secondary.receiver.heartbeat(now_s)
 
     def _tick(self) -> None:
-        fed = {pair.group.name for pair in self.secondaries.values() if pair.receiver.connected}
+        # Groups that get ticks from upstream, or must get nothing because a takeover has decided their cut.
+        fed = {
+            pair.group.name
+            for pair in self.secondaries.values()
+            if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
+        }
         groups: dict[str, GroupPort] = {}
         wanted: set[str] = set()
         for primary in self.primaries.values():

@@ -115,6 +115,7 @@ class PrimaryPair:
             return
         first = not self.sender.connected or pull.epoch != self.sender.epoch
         self.sender.attach(link, pull, record.start_seq)
+        self.sender.heartbeat()
         if first:
             self._context.report("pair-connected", {"pair": record.spec.identity, "next": next_seq})
             if self.mirror is not None:

@@ -332,12 +332,13 @@ class Takeover:
     async def _promote_in_place(self, pair: SecondaryPair, cut: _Cut) -> None:
         """A synchronous secondary numbers its own records: its journal goes on, and so do those who pull it."""
         group = pair.group
-        if cut.seqs[group.name] < group.last_seq:
-            # In doubt, and something is dropped: a new journal, which its own secondaries cannot go on with.
+        if pair.record.in_doubt and cut.seqs[group.name] < group.last_seq:
+            # Something is dropped: a new journal, which its own secondaries cannot go on with.
             generation = self._context.rng.randrange(1, 1 << 32)
             restart = Restart(group, Role.PRIMARY, generation, cut.seqs[group.name], last_time=group.last_time)
             await self._context.storage.restart_groups([restart])
         else:
+            group.apply_through(group.last_seq)
             await self._context.storage.change_role(group, Role.PRIMARY)
 
     def _finish(self, cut: _Cut, generations: dict[str, int], report: TakeoverReport) -> None:

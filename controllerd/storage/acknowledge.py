@@ -32,6 +32,8 @@ class Acknowledgement:
         self.journaled = reached
         self.mirrored = False
         self.mirror_flush_wanted: Callable[[int], None] | None = None
+        self.on_failed: Callable[[], None] = lambda: None
+        """Called when the journal failed, after everyone who waited got the error."""
         self._mirror_acked = 0
         self._mirror_durable = 0
         self._sync_task: asyncio.Task[None] | None = None
@@ -66,6 +68,7 @@ class Acknowledgement:
         """The journal failed: nobody who waits will be served (I4)."""
         for horizon in (self.complete, self.flushed, self.durable):
             horizon.fail(error)
+        self.on_failed()
 
     # ---- waiting -------------------------------------------------------------
 

@@ -11,13 +11,14 @@ the connection is shared between threads behind a lock.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from controllerd.model.errors import Corrupt
+from controllerd.model.errors import Corrupt, DiskFailed
 
 FORMAT: Final = 1
 
@@ -54,6 +55,21 @@ class Catalogue:
         elif known != FORMAT:
             raise Corrupt(f"{path}: catalogue format {known}, this version reads format {FORMAT}")
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the lock and one transaction.
+
+        Raises:
+            DiskFailed: it could not be committed (full or failing disk); nothing of it was kept.
+        """
+        with self._lock:
+            try:
+                with self._database:
+                    self._database.execute("BEGIN IMMEDIATE")
+                    yield
+            except sqlite3.Error as error:
+                raise DiskFailed(f"catalogue: {error}") from error
+
     def get_fact(self, name: str) -> Any:
         """Return one fact, or None."""
         row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
@@ -61,7 +77,7 @@ class Catalogue:
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep one fact."""
-        with self._lock:
+        with self._writing():
             self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def get_documents(self, kind: str) -> dict[str, Document]:
@@ -71,14 +87,14 @@ class Catalogue:
 
     def put_document(self, kind: str, name: str, document: Document) -> None:
         """Keep one document."""
-        with self._lock:
+        with self._writing():
             self._database.execute(
                 "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (kind, name, json.dumps(document))
             )
 
     def delete_document(self, kind: str, name: str) -> None:
         """Forget one document, if it is there."""
-        with self._lock:
+        with self._writing():
             self._database.execute("DELETE FROM documents WHERE kind = ? AND name = ?", (kind, name))
 
     def load_map(self, volume_id: int) -> dict[int, bytes]:
@@ -88,8 +104,7 @@ class Catalogue:
 
     def delete_volume(self, name: str, volume_id: int) -> None:
         """Forget a volume and its map, together."""
-        with self._lock, self._database:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._writing():
             self._database.execute("DELETE FROM map_pages WHERE volume = ?", (volume_id,))
             self._database.execute("DELETE FROM documents WHERE kind = 'volume' AND name = ?", (name,))
 
@@ -97,8 +112,7 @@ class Catalogue:
         self, pages: Iterable[tuple[int, int, bytes]], documents: Iterable[tuple[str, str, Document]]
     ) -> None:
         """Keep map pages (volume id, page number, entries) and documents in one transaction."""
-        with self._lock, self._database:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._writing():
             self._database.executemany("INSERT OR REPLACE INTO map_pages VALUES (?, ?, ?)", pages)
             self._database.executemany(
                 "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)",

@@ -36,7 +36,7 @@ class Checkpointer:
         self._system = system
         self._catalogue = catalogue
         self._interval_s = interval_s
-        self._run_blocking = run_blocking
+        self.run_blocking = run_blocking
         self._wake = asyncio.Event()
         self.lock = asyncio.Lock()
         """Held while a checkpoint is taken; whoever forgets groups or volumes holds it meanwhile."""
@@ -96,11 +96,11 @@ class Checkpointer:
             volumes = [volume for group in groups for volume in group.volumes.values()]
             pages = [page for volume in volumes for page in volume.take_dirty_pages()]
             try:
-                await self._sync_disks()
+                await self.sync_disks()
                 if change is not None:
                     marks.update({group.name: group.destaged_mark for group in change()})
                 documents = [("group", group.name, group.document(marks[group.name])) for group in groups]
-                await self._run_blocking(self._catalogue.checkpoint, pages, documents)
+                await self.run_blocking(self._catalogue.checkpoint, pages, documents)
             except BaseException:
                 for volume_id, page, _ in pages:
                     for volume in volumes:
@@ -109,8 +109,8 @@ class Checkpointer:
                 self._freed = freed + self._freed
                 raise
             self._release(freed)
-            for group in groups:
-                group.checkpointed(marks[group.name])
+            for group, (_, _, document) in zip(groups, documents, strict=True):
+                group.checkpointed(marks[group.name], document["retained"])
             self.count += 1
 
     def _release(self, freed: list[tuple[Pool, int]]) -> None:
@@ -118,9 +118,17 @@ class Checkpointer:
         for pool, region in freed:
             by_pool.setdefault(pool.name, (pool, []))[1].append(region)
         for pool, regions in by_pool.values():
-            pool.release(regions)
+            try:
+                pool.release(regions)
+            except OSError as error:  # not zeroed, so not free: until the next start, which zeroes what no map has
+                self._system.report("release-failed", {"pool": pool.name, "error": str(error)})
 
-    async def _sync_disks(self) -> None:
+    async def sync_disks(self) -> None:
+        """Return when everything written to the disks so far survives power loss.
+
+        Raises:
+            DiskFailed: a sync failed, now or before.
+        """
         for disk in self._system.disks.values():
             if disk.failed is not None:
                 raise DiskFailed(disk.failed)

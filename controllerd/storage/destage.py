@@ -2,7 +2,8 @@
 
 Owns: when a group's layers are frozen, the order and size of disk writes, giving
 unmapped regions back (after the next checkpoint).
-Never: writes anything whose journal part is not durable, or drops a cached write
+Never: writes anything whose journal part is not durable (and, at a secondary, whose
+cut the catalogue does not know: recovery must get at least there again), or drops a cached write
 because a disk failed.
 
 One window at a time and group: freeze the layers, make the journal durable through
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from typing_extensions import Buffer
 
 from controllerd.model.errors import DiskFailed, RemoteCopyError
+from controllerd.model.pair_state import Role
 from controllerd.storage.group import Group
 from controllerd.storage.io import IOV_MAX
 from controllerd.storage.layers import BLOCK, BLOCK_SHIFT, Layers, PartialBlock
@@ -32,6 +36,16 @@ SLICE_BYTES: Final = 2 << 20
 RETRY_S: Final = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """One destage: what is frozen, the mark that the disks reach with it, and what it takes of the budget."""
+
+    volumes: list[Volume]
+    mark: tuple[int, int, int]
+    size: int
+    start_ordinal: int
+
+
 class Destager:
     """Destages one group. ``age_s``: the longest a write stays in memory only."""
 
@@ -41,15 +55,18 @@ class Destager:
         *,
         age_s: float,
         freed: Callable[[Pool, int], None],
+        announce: Callable[[Group, int], Awaitable[None]],
         report: Callable[[str, dict[str, object]], None],
     ) -> None:
         self._group = group
         self._age_s = age_s
         self._freed = freed
+        self._announce = announce
         self._report = report
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._window: _Window | None = None
         self.windows = 0
         self.bytes_written = 0
         group.on_layer_full = self._wake.set
@@ -72,6 +89,8 @@ class Destager:
                 async with asyncio.timeout(self._age_s):
                     await self._wake.wait()
             self._wake.clear()
+            if self._window is None and all(volume.layers.clean for volume in self._group.volumes.values()):
+                continue  # nothing but ticks: the next checkpoint is soon enough
             with contextlib.suppress(RemoteCopyError):  # the group itself says that its journal failed
                 await self.destage()
 
@@ -82,27 +101,42 @@ class Destager:
             JournalFailed: the journal could not be made durable first; nothing was written.
         """
         async with self._lock:
+            if self._window is not None:  # it was interrupted, and newer writes wait in the active layers
+                await self._finish(self._window)
             group = self._group
             volumes = [volume for volume in group.volumes.values() if not volume.layers.clean]
-            mark = group.applied_mark
-            size, group.layer_bytes = group.layer_bytes, 0
             for volume in volumes:
-                if not volume.layers.frozen and not volume.layers.frozen_zeroed:
-                    volume.layers.freeze()
-            if volumes:
-                if mark[0] > group.durable_seq:
-                    await group.make_durable()
-                for volume in volumes:
-                    await self._unmap_zeroed(volume)
-                for volume in volumes:
-                    await self._write(volume)
-                for volume in volumes:
-                    volume.layers.drop_frozen()
-                    volume.destages += 1
-                self.windows += 1
-            group.destaged_mark = mark
-            if size:
-                group.budget.release(size)
+                volume.layers.freeze()
+            self._window = _Window(volumes, group.applied_mark, group.layer_bytes, group.facts.start_ordinal)
+            group.layer_bytes = 0
+            await self._finish(self._window)
+
+    async def _finish(self, window: _Window) -> None:
+        group = self._group
+        volumes = window.volumes
+        if window.mark[0] > group.durable_seq:  # ticks alone too: recovery will look for what the mark says
+            try:
+                await group.make_durable()
+            except RemoteCopyError:  # these stay in memory for readers; other groups need not wait for them
+                self._window = replace(window, size=0)
+                group.budget.release(window.size)
+                raise
+        if volumes:
+            if group.role is Role.SECONDARY:
+                await self._announce(group, window.mark[0])
+            for volume in volumes:
+                await self._unmap_zeroed(volume)
+            for volume in volumes:
+                await self._write(volume)
+            for volume in volumes:
+                volume.layers.drop_frozen()
+                volume.destages += 1
+            self.windows += 1
+        self._window = None
+        if window.start_ordinal == group.facts.start_ordinal:  # else the numbers are those of a journal before
+            group.destaged_mark = window.mark
+        if window.size:
+            group.budget.release(window.size)
 
     async def _unmap_zeroed(self, volume: Volume) -> None:
         """Free the regions that the window zeroed, or zero them where newer writes need the region."""
@@ -112,7 +146,7 @@ class Destager:
                 continue
             if _has_blocks(layers, region):
                 disk, offset = volume.pool.locate(volume.map[region])
-                disk.file.zero(offset, volume.pool.region_size)
+                await self._put(disk, partial(disk.file.zero, offset, volume.pool.region_size))
             else:
                 self._freed(volume.pool, volume.unmap(region))
             if count % 256 == 0:
@@ -121,7 +155,10 @@ class Destager:
     async def _write(self, volume: Volume) -> None:
         writes = slice_bytes = 0
         for disk, offset, buffers, size in _runs(volume):
-            await self._put(disk, offset, buffers, size)
+            if len(buffers) == 1:
+                await self._put(disk, partial(disk.file.write, buffers[0], offset))
+            else:
+                await self._put(disk, partial(disk.file.write_vector, buffers, size, offset))
             writes += 1
             slice_bytes += size
             if writes >= SLICE_WRITES or slice_bytes >= SLICE_BYTES:
@@ -130,27 +167,24 @@ class Destager:
                 await asyncio.sleep(0)
         self.bytes_written += slice_bytes
 
-    async def _put(self, disk: Disk, offset: int, buffers: list[Buffer], size: int) -> None:
-        """Write one run; while the disk refuses, hosts get the error and the data stays in journal and cache."""
+    async def _put(self, disk: Disk, write: Callable[[], None]) -> None:
+        """Write once; while the disk refuses, hosts get the error and the data stays in journal and cache."""
         group = self._group
-        failing = False
+        failing: DiskFailed | None = None
         while True:
             try:
-                if len(buffers) == 1:
-                    disk.file.write(buffers[0], offset)
-                else:
-                    disk.file.write_vector(buffers, size, offset)
+                write()
             except OSError as error:
-                if not failing:
-                    failing = True
+                if failing is None:
+                    failing = DiskFailed(f"disk {disk.name}: {error}", disk=disk.name)
                     self._report("destage-failed", {"group": group.name, "disk": disk.name, "error": str(error)})
                     if group.write_error is None:
-                        group.refuse_writes(DiskFailed(f"disk {disk.name}: {error}", disk=disk.name))
+                        group.refuse_writes(failing)
                 await asyncio.sleep(RETRY_S)
                 continue
-            if failing:
+            if failing is not None:
                 self._report("destage-resumed", {"group": group.name, "disk": disk.name})
-                if isinstance(group.write_error, DiskFailed):
+                if group.write_error is failing:  # a failed sync or a fence is not over because a write succeeded
                     group.refuse_writes(None)
             return
 

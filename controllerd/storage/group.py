@@ -135,6 +135,7 @@ class Group:
         self.when_flushed = acks.when_flushed
         self.when_durable = acks.when_durable
         self.make_durable = acks.make_durable
+        acks.on_failed = self._stop_waiting
         self.set_mirror = acks.set_mirror
         self.mirror_progress = acks.mirror_progress
         self.fail_waiting = acks.fail_waiting
@@ -235,6 +236,8 @@ class Group:
             NoSpace: the pool or the journal has no room; before anything is journaled.
         """
         length = len(data)
+        if not length:
+            raise BadOrder("a write of no bytes")
         if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != "read-write":
             raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
         size = length + HEADER_SIZE
@@ -311,6 +314,8 @@ class Group:
 
     def stage_tick(self, time: int) -> int:
         """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
+        if self._iov_size + HEADER_SIZE > self.journal.room:
+            raise self._no_room(HEADER_SIZE)
         return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time), b"", 0)
 
     def stage_upstream(self, record: Record) -> int:
@@ -329,7 +334,9 @@ class Group:
             raise self._no_room(record.size)
         if volume is not None:
             reserve(volume, record.kind, record.offset, record.length)
-        time = max(self.write_time.pass_on(record.time, self.clock()), self.last_time)
+        times = self.write_time
+        pass_on = times.pass_on_tick if record.kind == Kind.TICK else times.pass_on
+        time = max(pass_on(record.time, self.clock()), self.last_time)
         sequence = self._stage_record(
             Kind(record.kind), volume, record.offset, record.length, time, record.data, record.sequence, record.flags
         )
@@ -385,7 +392,7 @@ class Group:
             self.journal.append(iov, size, first, self._next)
         except JournalFailed as error:
             self._next = self.last_seq
-            self._give_up(error)
+            self.acks.fail(error)
             raise
         self.last_seq = self._next
         self.bytes_written += size
@@ -415,19 +422,13 @@ class Group:
 
     def update_accepting(self) -> None:
         """Work out anew whether hosts may send writes, and wake those who waited."""
-        if self.journal.rolled:
-            self.journal.rolled = False
-            if self.journal.half_full:
-                self.on_pressure()
-            elif not self.journal.spares:
-                self.journal.prepare(self.journal.segment_bytes)  # now, not when the next write needs it
-        if self.journal.room < self._margin and not self.journal.prepare(self._margin) and self.journal.failed is None:
-            self.on_pressure()
-        ready = (
-            self.held is None
-            and not self.budget.full
-            and (self.journal.room >= self._margin or self.journal.failed is not None or self.write_error is not None)
-        )
+        refused = self.journal.failed is not None or self.write_error is not None
+        if not self.journal.chain and not refused:
+            self.accepting = False  # not recovered yet: which files are spare is not known
+            return
+        if not refused:
+            self._prepare_room()
+        ready = self.held is None and (refused or (not self.budget.full and self.journal.room >= self._margin))
         self.accepting = ready
         if self.budget.full:
             self.on_layer_full()
@@ -435,6 +436,17 @@ class Group:
             waiters, self._accept_waiters = self._accept_waiters, []
             for waiter in waiters:
                 waiter()
+
+    def _prepare_room(self) -> None:
+        journal = self.journal
+        if journal.rolled:
+            journal.rolled = False
+            if journal.half_full:
+                self.on_pressure()
+            elif not journal.spares:
+                journal.prepare(journal.segment_bytes)  # now, not when the next write needs it
+        if journal.room < self._margin and not journal.prepare(self._margin):
+            self.on_pressure()
 
     def when_accepting(self, waiter: Callable[[], None]) -> None:
         """Call ``waiter`` once hosts may send writes again."""
@@ -454,8 +466,10 @@ class Group:
         kept = self.kept_through()
         return self.journal.room < self._margin and kept is not None and kept < self.facts.destaged
 
-    def _give_up(self, error: RemoteCopyError) -> None:
-        self.acks.fail(error)
+    def _stop_waiting(self) -> None:
+        """The journal failed: hosts that wait get the error, and other groups the budget that never drains here."""
+        size, self.layer_bytes = self.layer_bytes, 0
+        self.budget.release(size)
         self.update_accepting()
 
     # ---- journal for peers ---------------------------------------------------
@@ -470,17 +484,17 @@ class Group:
         kept = self.kept_through()
         self.journal.trim_tail(self.last_seq if kept is None else kept)
         if not self.accepting:
-            self.free_journal()
+            self.on_pressure()  # segments come back with a checkpoint, which must know first what is kept
 
     def kept_through(self) -> int | None:
         """Lowest number that all consumers have, or None without consumers."""
         return min(self._retention.values()) if self._retention else None
 
     def free_journal(self) -> None:
-        """Recycle journal segments that neither recovery nor a consumer needs."""
+        """Recycle journal segments that neither recovery nor a consumer needs, as the last checkpoint knows them."""
         kept = self.kept_through()
-        through = self.facts.destaged if kept is None else min(kept, self.facts.destaged)
-        if self.journal.free_through(through):
+        through = min(self.facts.retained, self.facts.destaged)
+        if self.journal.free_through(through if kept is None else min(kept, through)):
             self.update_accepting()
 
     def read_journal(self, first: int, max_bytes: int) -> JournalRange | None:
@@ -531,7 +545,7 @@ class Group:
         try:
             self.journal.append([note, view], len(view) + HEADER_SIZE, self.last_seq + 1, expected, pairs=False)
         except JournalFailed as error:
-            self._give_up(error)
+            self.acks.fail(error)
             raise
         self.last_seq = self._next = expected
         self.last_time = latest
@@ -569,19 +583,18 @@ class Group:
 
     # ---- checkpoint and recovery ----------------------------------------------
 
-    def recover_record(self, record: Record) -> None:
-        """Redo one journaled record (recovery, in order): visible at a primary, pending at a secondary."""
+    def recover_record(self, record: Record, *, visible: bool) -> None:
+        """Redo one journaled record (recovery, in order), ``visible`` or pending for the apply loop."""
         volume = check_received(self, record.kind, record.volume, record.offset, record.length)
         self.last_seq = self._next = record.sequence
         self.last_time = record.time
         self.last_origin = max(self.last_origin, record.origin)
-        if self.role is Role.SECONDARY:
-            if volume is not None:
-                reserve(volume, record.kind, record.offset, record.length)
+        if volume is not None:
+            reserve(volume, record.kind, record.offset, record.length)
+        if not visible:
             self.pending.append_record(record)
             return
         if volume is not None:
-            reserve(volume, record.kind, record.offset, record.length)
             data = record.data if record.kind == Kind.WRITE else None
             show(volume, record.kind, record.offset, record.length, data)
         applied = self.applied
@@ -595,6 +608,7 @@ class Group:
         self.last_seq = self._next = reached
         self.acks.recovered(reached)
         self.write_time.observe(self.last_time)
+        self.journal.incarnation = self.incarnation
         self.journal.begin_segment()
 
     @property
@@ -604,9 +618,11 @@ class Group:
         origin = self.last_origin if self.role is Role.PRIMARY else applied.origin
         return applied.sequence, applied.time, origin
 
-    def checkpointed(self, mark: tuple[int, int, int]) -> None:
-        """The catalogue has ``mark`` durably: recovery needs nothing below it any more."""
+    def checkpointed(self, mark: tuple[int, int, int], retained: int) -> None:
+        """The catalogue has ``mark`` and ``retained`` durably: recovery needs nothing below both any more."""
         self.facts.destaged, self.facts.destaged_time, self.facts.destaged_origin = mark
+        self.facts.retained = retained
+        self.journal.release_retired()
         self.free_journal()
 
     def document(self, mark: tuple[int, int, int] | None = None) -> dict[str, Any]:
@@ -641,8 +657,9 @@ class Group:
         Raises:
             JournalFailed: no new segment could be begun.
         """
-        if not self.journal.spares and not self.journal.prepare(1) and not self.journal.chain:
-            raise JournalFailed(f"group {self.name}: no journal segment")
+        incarnation = self.incarnation + 1
+        self.facts.start_ordinal = self.journal.reset(last_seq, incarnation)
+        self.facts.incarnations = [(last_seq + 1, incarnation)]
         self.pending.clear()
         self.role = role
         self.generation = generation
@@ -651,8 +668,6 @@ class Group:
         self.last_time = max(self.last_time, last_time) if role is Role.PRIMARY else last_time
         self.applied = Applied(last_seq, self.last_time, last_origin)
         self.facts.numbered_here = numbered_here
-        self.facts.incarnations = [(last_seq + 1, self.facts.incarnations[-1][1] + 1)]
-        self.facts.start_ordinal = self.journal.reset(last_seq)
         self.destaged_mark = (last_seq, self.last_time, last_origin)
         self._retention.clear()
         self.acks.restart(last_seq)

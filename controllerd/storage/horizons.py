@@ -32,11 +32,10 @@ class Horizon:
             waiter(None)
             return
         waiting = self._waiting
-        if waiting and waiting[-1][0] > sequence:
-            entries = sorted([*waiting, (sequence, waiter)], key=lambda entry: entry[0])
-            self._waiting = deque(entries)
-        else:
-            waiting.append((sequence, waiter))
+        place = len(waiting)
+        while place and waiting[place - 1][0] > sequence:
+            place -= 1
+        waiting.insert(place, (sequence, waiter))
 
     def advance(self, sequence: int) -> None:
         """Move to ``sequence`` if that is further, and release who waited for it."""
@@ -55,5 +54,8 @@ class Horizon:
     def fail(self, error: RemoteCopyError, through: int | None = None) -> None:
         """Release everyone who waits (for at most ``through``) with an error."""
         waiting = self._waiting
+        failed: list[Waiter] = []
         while waiting and (through is None or waiting[0][0] <= through):
-            waiting.popleft()[1](error)
+            failed.append(waiting.popleft()[1])
+        for waiter in failed:  # one that waits again is not among them
+            waiter(error)

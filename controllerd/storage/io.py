@@ -54,6 +54,9 @@ class File(Protocol):
     async def sync(self) -> None:
         """Return when everything written so far survives power loss."""
 
+    def sync_now(self) -> None:
+        """`sync` that holds up the loop: for rare orders and recovery."""
+
     def allocate(self, size: int) -> None:
         """Make sure that ``size`` bytes exist and that writing them needs no more space."""
 
@@ -74,13 +77,13 @@ class Files(Protocol):
     """Where files come from."""
 
     def open(self, path: str, *, create: bool = False) -> File:
-        """Open for reading and writing; ``create`` makes a missing file."""
+        """Open for reading and writing; ``create`` makes a missing file, and missing directories durably."""
 
     def exists(self, path: str) -> bool:
         """Whether there is something at ``path``."""
 
     def names(self, directory: str) -> list[str]:
-        """Sorted names in ``directory``, which is made when missing."""
+        """Sorted names in ``directory``, which is durably made when missing."""
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
@@ -145,11 +148,18 @@ class SystemFile:
     async def sync(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._pool, os.fdatasync, self._fd)
 
+    def sync_now(self) -> None:
+        os.fdatasync(self._fd)
+
     def allocate(self, size: int) -> None:
         os.posix_fallocate(self._fd, 0, size)
 
     def zero(self, offset: int, length: int) -> None:
-        for mode in (_PUNCH_HOLE_KEEP_SIZE, _ZERO_RANGE_KEEP_SIZE):
+        # Space that was preallocated must stay so, or destaging to it could meet a full file system.
+        status = os.fstat(self._fd)
+        dense = status.st_blocks * 512 >= status.st_size
+        modes = (_PUNCH_HOLE_KEEP_SIZE, _ZERO_RANGE_KEEP_SIZE)
+        for mode in reversed(modes) if dense else modes:
             if _libc.fallocate(self._fd, mode, offset, length) == 0:
                 return
         while length > 0:
@@ -184,7 +194,7 @@ class SystemFiles:
 
     def open(self, path: str, *, create: bool = False) -> File:
         if create:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            _make_directory(os.path.dirname(path) or ".")
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         return SystemFile(path, os.open(path, flags, 0o600), self._pool)
 
@@ -192,7 +202,7 @@ class SystemFiles:
         return os.path.exists(path)
 
     def names(self, directory: str) -> list[str]:
-        os.makedirs(directory, exist_ok=True)
+        _make_directory(directory)
         return sorted(os.listdir(directory))
 
     def remove(self, path: str) -> None:
@@ -200,11 +210,7 @@ class SystemFiles:
             os.unlink(path)
 
     def sync_directory(self, directory: str) -> None:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync_directory(directory)
 
     async def run(self, function: Any, *arguments: Any) -> Any:
         """Run a blocking call in the same threads."""
@@ -212,3 +218,22 @@ class SystemFiles:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
+
+
+def _sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_directory(directory: str) -> None:
+    """Make a directory and what is missing above it; the new names survive power loss (F6)."""
+    if os.path.isdir(directory):
+        return
+    parent = os.path.dirname(directory) or "."
+    _make_directory(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory)
+    _sync_directory(parent)

@@ -33,13 +33,17 @@ PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + 3 * HEADER_SIZE
 
 @dataclass(slots=True)
 class Segment:
-    """One segment file in the chain. ``end`` is where the next record goes; ``last`` < ``first`` when empty."""
+    """One segment file in the chain. ``end`` is where the next record goes; ``last`` < ``first`` when empty.
+
+    ``begun``: its header is durable, so that recovery finds it without the segment before.
+    """
 
     ordinal: int
     first: int
     file: File
     end: int = DATA_START
     last: int = 0
+    begun: bool = False
     sequences: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
@@ -93,23 +97,37 @@ class Journal:
         self.durable = 0
         self.failed: JournalFailed | None = None
         self._unsynced: list[Segment] = []
+        self._retired: list[File] = []
+        self._resets = 0
         self._tail: deque[JournalRange] = deque()
         self._tail_by_first: dict[int, JournalRange] = {}
         self._tail_size = 0
         self.keep_tail = False
         self.next_ordinal = 1
+        self.incarnation = 1
+        """The group's present run, for segment headers."""
         self.rolled = False
         """Set when a segment was begun; whoever reacts clears it."""
 
     # ---- space -------------------------------------------------------------
 
     def adopt(self, chain: list[Segment], spares: list[File], last: int, next_ordinal: int) -> None:
-        """Take what recovery found; everything in it is durable."""
+        """Take what recovery found; everything in ``chain`` is durable."""
         self.chain.extend(chain)
-        self.spares.extend(spares)
+        self.spares.extend(file for file in spares if self._is_whole(file))
         self._file_count = len(chain) + len(spares)
         self.last = self.durable = last
         self.next_ordinal = next_ordinal
+
+    def _is_whole(self, file: File) -> bool:
+        """Whether a spare has all its space; power loss may have taken it, and then it is allocated again."""
+        try:
+            if file.size() < self.segment_bytes:
+                file.allocate(self.segment_bytes)
+        except OSError:
+            file.close()
+            return False
+        return True
 
     @property
     def room(self) -> int:
@@ -135,19 +153,25 @@ class Journal:
         Returns False when there is no room to make more (limit, or the file system is full).
         """
         while self.room < wanted:
-            if self._file_count >= self.segments_max:
+            if self._file_count >= self.segments_max or not self._make_spare():
                 return False
-            name = f"{self.directory}/{self._fresh_name()}"
+        return True
+
+    def _make_spare(self) -> bool:
+        name = f"{self.directory}/{self._fresh_name()}"
+        try:
             file = self._files.open(name, create=True)
             try:
                 file.allocate(self.segment_bytes)
+                self._files.sync_directory(self.directory)
             except OSError:
                 file.close()
                 self._files.remove(name)
-                return False
-            self._files.sync_directory(self.directory)
-            self.spares.append(file)
-            self._file_count += 1
+                raise
+        except OSError:
+            return False
+        self.spares.append(file)
+        self._file_count += 1
         return True
 
     def _fresh_name(self) -> str:
@@ -163,7 +187,7 @@ class Journal:
         """Append records ``first``..``last``: ``size`` bytes in ``buffers``.
 
         With ``pairs``, buffers alternate header and data (data may be empty), so that they
-        may be cut anywhere between records; else they are one piece.
+        may be cut anywhere between records; else they are one piece, the first buffer a NOTE.
 
         Raises:
             JournalFailed: the write failed; the journal takes nothing more.
@@ -173,16 +197,19 @@ class Journal:
         segment = self.chain[-1] if self.chain else None
         try:
             if segment is not None and size <= self.segment_bytes - segment.end and len(buffers) <= IOV_MAX:
-                self._put(segment, buffers, size, first, last)
+                self._put(segment, buffers, size, first, last, pairs=pairs)
             elif pairs:
                 self._append_split(buffers, first)
             else:
                 segment = self._next_segment(first)
-                self._put(segment, buffers, size, first, last)
+                self._put(segment, buffers, size, first, last, pairs=False)
         except OSError as error:
             self.fail(f"journal write failed: {error}")
         if self.keep_tail:
-            self._keep(buffers, size, first, last, pairs)
+            if pairs:
+                self._keep(buffers, size, first, last)
+            else:  # all but the NOTE, which is for this journal only
+                self._keep_range(JournalRange(first, last, buffers[1:], size - HEADER_SIZE))
 
     def _append_split(self, buffers: list[Buffer], first: int) -> None:
         segment = self.chain[-1] if self.chain else self._next_segment(first)
@@ -200,19 +227,26 @@ class Journal:
         if size:
             self._put(segment, buffers[start:], size, sequence, first + len(buffers) // 2 - 1)
 
-    def _put(self, segment: Segment, buffers: list[Buffer], size: int, first: int, last: int) -> None:
+    def _put(
+        self, segment: Segment, buffers: list[Buffer], size: int, first: int, last: int, *, pairs: bool = True
+    ) -> None:
         segment.file.write_vector(buffers, size, segment.end)
         segment.note_position(first, segment.end)
+        if pairs and size > INDEX_STEP:
+            position = segment.end
+            for index in range(0, len(buffers), 2):
+                segment.note_position(first + index // 2, position)
+                position += len(memoryview(buffers[index])) + len(memoryview(buffers[index + 1]))
         segment.end += size
         segment.last = self.last = last
         if not self._unsynced or self._unsynced[-1] is not segment:
             self._unsynced.append(segment)
 
-    def _next_segment(self, first: int) -> Segment:
-        if not self.spares and not self.prepare(1):
+    def _next_segment(self, first: int, *, beyond_limit: bool = False) -> Segment:
+        if not self.spares and ((self._file_count >= self.segments_max and not beyond_limit) or not self._make_spare()):
             self.fail("journal has no segment left")
         segment = Segment(self.next_ordinal, first, self.spares.pop(), last=first - 1)
-        header = SegmentHeader(self.group_id, segment.ordinal, first, self.durable)
+        header = SegmentHeader(self.group_id, segment.ordinal, first, self.durable, self.incarnation)
         segment.file.write(header.encode(), 0)
         self.next_ordinal += 1
         self.chain.append(segment)
@@ -221,12 +255,30 @@ class Journal:
         return segment
 
     def begin_segment(self) -> None:
-        """Go on in a new segment: recovery never writes behind what it found."""
+        """Go on in a new segment: recovery never writes behind what it found, even if the journal is full.
+
+        Raises:
+            JournalFailed: there is no room for one.
+        """
         if self.failed is None:
             try:
-                self._next_segment(self.last + 1)
+                self._next_segment(self.last + 1, beyond_limit=True)
             except OSError as error:
                 self.fail(f"journal write failed: {error}")
+
+    def sync_now(self) -> None:
+        """`sync` that holds up the loop, for rare orders.
+
+        Raises: as `sync`.
+        """
+        segments, self._unsynced = self._unsynced, []
+        try:
+            for segment in segments:
+                segment.file.sync_now()
+                segment.begun = True
+        except OSError as error:
+            self.fail(f"journal sync failed: {error}")
+        self.durable = self.last
 
     def fail(self, reason: str) -> None:
         """Take nothing more, for ever (I4: what a failed write or sync left behind is unknown).
@@ -246,14 +298,19 @@ class Journal:
         """
         if self.failed is not None:
             raise self.failed
-        target = self.last
+        target, resets = self.last, self._resets
         segments, self._unsynced = self._unsynced, []
         try:
             for segment in segments:
                 await segment.file.sync()
+                segment.begun = True
         except OSError as error:
             self.fail(f"journal sync failed: {error}")
-        self.durable = max(self.durable, target)
+        except BaseException:  # cancelled: these are as unsynced as they were
+            self._unsynced = segments + self._unsynced
+            raise
+        if resets == self._resets:  # else the number is that of a journal before
+            self.durable = max(self.durable, target)
         return target
 
     # ---- freeing -----------------------------------------------------------
@@ -261,30 +318,50 @@ class Journal:
     def free_through(self, sequence: int) -> int:
         """Recycle segments all of whose records are <= ``sequence``; return how many."""
         freed = 0
-        while len(self.chain) > 1 and self.chain[1].first <= sequence + 1 and self.chain[0].last <= sequence:
-            segment = self.chain.popleft()
+        chain = self.chain
+        while len(chain) > 1 and chain[1].begun and chain[1].first <= sequence + 1 and chain[0].last <= sequence:
+            segment = chain.popleft()
             if segment in self._unsynced:
                 self._unsynced.remove(segment)
             self.spares.append(segment.file)
             freed += 1
         return freed
 
-    def reset(self, last: int) -> int:
-        """Forget every record; the next one is ``last + 1``. Returns the ordinal the new chain begins with."""
-        while self.chain:
-            self.spares.append(self.chain.popleft().file)
+    def reset(self, last: int, incarnation: int) -> int:
+        """Forget every record; the next one is ``last + 1``. Returns the ordinal the new chain begins with.
+
+        The new chain's first header is durable on return. The files of the old chain stay as
+        they are until `release_retired`: a crash before the catalogue has the new chain needs them.
+
+        Raises:
+            JournalFailed: there is no room for a segment; nothing was changed.
+        """
+        if self.failed is not None:
+            raise self.failed
+        if not self.spares and not self._make_spare():
+            raise JournalFailed(f"no room for a journal segment in {self.directory}")
+        self._retired += [segment.file for segment in self.chain]
+        self.chain.clear()
+        self._resets += 1
         self._unsynced.clear()
         self._tail.clear()
         self._tail_by_first.clear()
         self._tail_size = 0
         self.last = self.durable = last
+        self.incarnation = incarnation
         self.begin_segment()
+        self.sync_now()
         return self.chain[0].ordinal
+
+    def release_retired(self) -> None:
+        """Recycle the files of the chain before `reset`: the catalogue has the new one."""
+        self.spares += self._retired
+        self._retired.clear()
 
     # ---- reading -----------------------------------------------------------
 
-    def _keep(self, buffers: list[Buffer], size: int, first: int, last: int, pairs: bool) -> None:
-        if size > TAIL_BATCH and pairs:
+    def _keep(self, buffers: list[Buffer], size: int, first: int, last: int) -> None:
+        if size > TAIL_BATCH:
             start, part, sequence = 0, 0, first
             for index in range(0, len(buffers), 2):
                 part += len(memoryview(buffers[index])) + len(memoryview(buffers[index + 1]))
@@ -374,7 +451,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is synced."""
-        for file in [segment.file for segment in self.chain] + self.spares:
+        for file in [*(segment.file for segment in self.chain), *self.spares, *self._retired]:
             file.close()
 
 

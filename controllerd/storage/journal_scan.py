@@ -4,9 +4,11 @@ Owns: the rule that separates the journal from what lies behind its end.
 Never: writes to a segment, or skips a record that must be there.
 
 The journal is the longest run of valid records with consecutive sequence numbers,
-from the segment that holds the first number wanted. It may go on in the segment
-with the next ordinal, if that one begins with the next number. Where it stops is the
-end, unless something proves that the journal was once durable beyond it: a record or
+from the segment that holds the first number wanted. It may go on in the first segment
+behind that begins with the next number. Records and segments count only in the
+incarnation to which their numbers belong: a recovery goes on behind the end that it
+found with a new one, so that what survived behind that end is never taken later.
+Where the journal stops is the end, unless something proves that the journal was once durable beyond it: a record or
 segment header behind the hole, or a NOTE before it, that says so. Then the hole is
 corruption: the group is held for the operator and nothing is skipped (architecture
 §4, I8). After a power cut pages survive in any order, so valid records behind the
@@ -15,7 +17,8 @@ end are normal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from crc32c import crc32c
@@ -52,11 +55,35 @@ class Scan:
     records: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """Which records are this journal's.
+
+    ``incarnations``: (first sequence number, incarnation) as in the catalogue, oldest first.
+    ``own``: the records were numbered here, so that their ``generation``, ``incarnation`` and
+    ``durable`` fields speak of this journal; else only segment headers and NOTE records do.
+    """
+
+    incarnations: Sequence[tuple[int, int]]
+    generation: int
+    own: bool
+
+    def incarnation(self, sequence: int) -> int:
+        """Return the incarnation that a sequence number belongs to."""
+        index = bisect_right(self.incarnations, sequence, key=_first)
+        return self.incarnations[max(0, index - 1)][1]
+
+    def accepts(self, generation: int, incarnation: int, sequence: int) -> bool:
+        """Whether a record with these fields can be this journal's."""
+        return not self.own or (generation == self.generation and incarnation == self.incarnation(sequence))
+
+
 @dataclass(slots=True)
 class _Walk:
     expected: int
-    proven: int = 0
+    proven: int
     records: int = 0
+    incarnation: int = 0
 
 
 def scan_journal(
@@ -66,47 +93,51 @@ def scan_journal(
     group_id: int,
     start_ordinal: int,
     first: int,
-    own_numbers: bool,
+    durable: int,
+    numbering: Numbering,
+    on_segment: Callable[[Segment, int], None],
     on_record: Callable[[Record], None],
 ) -> Scan:
     """Read the journal in ``directory`` from record ``first`` on, and hand every valid record on in order.
 
-    ``start_ordinal``: older segments are not part of the journal any more. ``own_numbers``:
-    the records were numbered here, so their ``durable`` field speaks of this journal; else
-    only NOTE records do.
+    ``start_ordinal``: older segments are not part of the journal any more. ``durable``: the
+    journal is known to have been durable through this number. Before the records of a segment
+    are handed on, ``on_segment`` gets it with the number through which it is known to be durable.
 
     Raises:
         Corrupt: a record that was durable is damaged or missing.
     """
-    found, spares = _open_segments(files, directory, group_id, start_ordinal)
+    found, spares, next_ordinal = _open_segments(files, directory, group_id, start_ordinal, numbering)
     below = [ordinal for ordinal, (header, _) in found.items() if header.first <= first]
     if not below:
         raise Corrupt(f"{directory}: no journal segment holds record {first}")
     ordinal = max(below)
-    walk = _Walk(found[ordinal][0].first)
+    walk = _Walk(found[ordinal][0].first, durable)
     chain: list[Segment] = []
     while True:
         header, file = found.pop(ordinal)
-        segment, rest = _walk_segment(header, file, walk, first, own_numbers, on_record)
+        walk.proven = max(walk.proven, header.durable)
+        segment, records, rest = _walk_segment(header, file, walk, numbering)
         chain.append(segment)
-        following = found.get(ordinal + 1)
-        if following is None or following[0].first != walk.expected:
+        on_segment(segment, walk.proven)
+        for record in records:
+            if record.sequence >= first:
+                on_record(record)
+        following = [later for later, (header, _) in found.items() if later > ordinal and header.first == walk.expected]
+        if not following:
             break
-        walk.proven = max(walk.proven, following[0].durable)
-        ordinal += 1
+        ordinal = min(following)
     if walk.expected < first:
         raise Corrupt(f"{directory}: journal ends at record {walk.expected - 1}, its checkpoint is at {first - 1}")
     behind = [rest]
-    next_ordinal = ordinal + 1
     for later, (header, file) in found.items():
         spares.append(file)
         if later > ordinal:
-            next_ordinal = max(next_ordinal, later + 1)
             walk.proven = max(walk.proven, header.durable)
             behind.append(_content(file))
-    if own_numbers:
+    if numbering.own:
         for view in behind:
-            walk.proven = max(walk.proven, _proof_behind(view, walk.expected))
+            walk.proven = max(walk.proven, _proof_behind(view, walk.expected, numbering))
     if walk.proven >= walk.expected:
         raise Corrupt(
             f"{directory}: journal record {walk.expected} is damaged; the journal was durable through {walk.proven}",
@@ -116,10 +147,12 @@ def scan_journal(
 
 
 def _open_segments(
-    files: Files, directory: str, group_id: int, start_ordinal: int
-) -> tuple[dict[int, tuple[SegmentHeader, File]], list[File]]:
+    files: Files, directory: str, group_id: int, start_ordinal: int, numbering: Numbering
+) -> tuple[dict[int, tuple[SegmentHeader, File]], list[File], int]:
+    """Return the segments that can be the journal's by ordinal, the other files, and the next free ordinal."""
     found: dict[int, tuple[SegmentHeader, File]] = {}
     spares: list[File] = []
+    next_ordinal = start_ordinal
     for name in files.names(directory):
         if not name.endswith(".seg"):
             continue
@@ -131,11 +164,13 @@ def _open_segments(
         except SegmentError:
             spares.append(file)
             continue
-        if header.ordinal < start_ordinal or header.ordinal in found:
+        next_ordinal = max(next_ordinal, header.ordinal + 1)
+        current = header.incarnation == numbering.incarnation(header.first)
+        if header.ordinal < start_ordinal or not current or header.ordinal in found:
             spares.append(file)
         else:
             found[header.ordinal] = (header, file)
-    return found, spares
+    return found, spares, next_ordinal
 
 
 def _content(file: File) -> memoryview:
@@ -148,12 +183,11 @@ def _walk_segment(
     header: SegmentHeader,
     file: File,
     walk: _Walk,
-    first: int,
-    own_numbers: bool,
-    on_record: Callable[[Record], None],
-) -> tuple[Segment, memoryview]:
+    numbering: Numbering,
+) -> tuple[Segment, list[Record], memoryview]:
     view = _content(file)
     segment = Segment(header.ordinal, header.first, file, last=header.first - 1)
+    records: list[Record] = []
     position = 0
     while True:
         try:
@@ -165,34 +199,41 @@ def _walk_segment(
                 break
             walk.proven = max(walk.proven, record.durable)
         else:
-            if record.sequence != walk.expected:
+            if record.sequence != walk.expected or record.incarnation < walk.incarnation:
+                break
+            if not numbering.accepts(record.generation, record.incarnation, record.sequence):
                 break
             segment.note_position(record.sequence, DATA_START + position)
             segment.last = record.sequence
             walk.expected += 1
             walk.records += 1
-            if own_numbers:
+            walk.incarnation = record.incarnation
+            if numbering.own:
                 walk.proven = max(walk.proven, record.durable)
-            if record.sequence >= first:
-                on_record(record)
+            records.append(record)
         position += record.size
     segment.end = DATA_START + position
-    return segment, view[position:]
+    return segment, records, view[position:]
 
 
-def _proof_behind(view: memoryview, expected: int) -> int:
+def _proof_behind(view: memoryview, expected: int, numbering: Numbering) -> int:
     """Highest durable number that a record header behind the hole claims, if its record is from there."""
     data = bytes(view)
     proven = 0
     position = data.find(MAGIC_BYTES)
     while position >= 0 and position + HEADER_SIZE <= len(data):
         fields = HEADER.unpack_from(data, position)
-        sequence, durable = fields[9], fields[11]
+        generation, incarnation, sequence, durable = fields[4], fields[5], fields[9], fields[11]
         if (
             sequence > expected
             and durable > proven
+            and numbering.accepts(generation, incarnation, sequence)
             and crc32c(data[position : position + HEADER_SIZE - 4]) == fields[-1]
         ):
             proven = durable
         position = data.find(MAGIC_BYTES, position + 4)
     return proven
+
+
+def _first(incarnation: tuple[int, int]) -> int:
+    return incarnation[0]

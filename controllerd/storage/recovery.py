@@ -8,20 +8,26 @@ held: its volumes are neither readable nor writable until the operator decides (
 
 from __future__ import annotations
 
-from controllerd.model.errors import Corrupt, RemoteCopyError
+import contextlib
+from bisect import bisect_right
+
+from controllerd.model.errors import Corrupt, JournalFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
 from controllerd.model.records import Record
 from controllerd.storage.destage import write_layers_now
 from controllerd.storage.group import Group
 from controllerd.storage.io import Files
-from controllerd.storage.journal_scan import scan_journal
+from controllerd.storage.journal import Segment
+from controllerd.storage.journal_format import DATA_START
+from controllerd.storage.journal_scan import Numbering, scan_journal
 
 
-async def recover_group(group: Group, files: Files) -> int:
+async def recover_group(group: Group, files: Files, reached: int) -> int:
     """Bring a group up to the end of its journal; returns how many records were redone.
 
-    A primary's records become visible, a secondary's wait for the apply loop. A group
-    that cannot be recovered gets ``read_error`` and ``write_error`` and returns 0.
+    A primary's records become visible. At a secondary those through ``reached`` do, since the
+    disks may have some of them, and the others wait for the apply loop. A group that cannot be
+    recovered gets ``read_error`` and ``write_error`` and returns 0.
     """
     facts = group.facts
     redone = 0
@@ -29,29 +35,55 @@ async def recover_group(group: Group, files: Files) -> int:
     def redo(record: Record) -> None:
         nonlocal redone
         if record.sequence > facts.destaged:
-            group.recover_record(record)
+            visible = group.role is Role.PRIMARY or record.sequence <= reached
+            group.recover_record(record, visible=visible)
             redone += 1
-            if group.budget.full and group.role is Role.PRIMARY:
+            if visible and group.budget.full:
                 write_layers_now(group)
 
     try:
+        files.sync_directory(group.journal.directory)  # the run before may have died while it made a file
         scan = scan_journal(
             files,
             group.journal.directory,
             group_id=facts.group_id,
             start_ordinal=facts.start_ordinal,
             first=min(facts.retained, facts.destaged) + 1,
-            own_numbers=facts.numbered_here,
+            durable=max(facts.destaged, reached),
+            numbering=Numbering(facts.incarnations, facts.generation, facts.numbered_here),
+            on_segment=_make_durable,
             on_record=redo,
         )
-        for segment in scan.chain:
-            await segment.file.sync()
         group.journal.adopt(scan.chain, scan.spares, scan.last, scan.next_ordinal)
     except (RemoteCopyError, OSError) as error:
         fault = error if isinstance(error, RemoteCopyError) else Corrupt(f"group {group.name}: {error}")
         group.read_error = fault
         group.refuse_writes(fault)
         return 0
-    facts.incarnations.append((group.journal.last + 1, facts.incarnations[-1][1] + 1))
-    group.end_recovery()
+    last = group.journal.last
+    facts.incarnations = [*(run for run in facts.incarnations if run[0] <= last), (last + 1, group.incarnation + 1)]
+    with contextlib.suppress(JournalFailed):  # then the group can be read, and says why it takes no writes
+        group.end_recovery()
+        group.journal.sync_now()  # before the catalogue names the incarnation
+    group.update_accepting()
     return redone
+
+
+def _make_durable(segment: Segment, durable: int) -> None:
+    """Make what was found in a segment durable, before anything of it is shown or reaches a disk.
+
+    What is not proven durable (``durable`` is) is written again first: the run before may have
+    seen a sync fail, and after that a sync alone succeeds without writing anything (F13).
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if segment.last > durable:
+        index = max(0, bisect_right(segment.sequences, durable + 1) - 1)
+        first = segment.positions[index] if segment.positions else segment.end
+        for start, end in ((0, DATA_START), (first, segment.end)):
+            data = memoryview(bytearray(end - start))
+            segment.file.read_now(data, start)
+            segment.file.write(data, start)
+    segment.file.sync_now()
+    segment.begun = True

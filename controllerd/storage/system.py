@@ -10,12 +10,13 @@ Every order is durable when it returns, or refused with nothing half done (spec 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from controllerd.model.errors import BadOrder, Conflict, DiskFailed, NoSpace, NotFound
+from controllerd.model.errors import BadOrder, Conflict, DiskFailed, JournalFailed, NoSpace, NotFound, ReadOnly
 from controllerd.model.pair_state import Role
 from controllerd.model.write_time import Source, WriteTime, make_write_time
 from controllerd.storage.acknowledge import Durability
@@ -119,8 +120,11 @@ class StorageSystem:
         if not clean:
             for pool in self.pools.values():
                 pool.zero_free()
+        windows = self.catalogue.get_documents("destaging")
         for group in self.groups.values():
-            redone = await recover_group(group, self._files)
+            window = windows.get(group.name, {})
+            current = window.get("start_ordinal") == group.facts.start_ordinal
+            redone = await recover_group(group, self._files, window["reached"] if current else 0)
             self.report(
                 "group-recovered",
                 {"group": group.name, "records": redone, "last": group.last_seq, "fault": group.describe_fault()},
@@ -142,6 +146,7 @@ class StorageSystem:
         try:
             async with asyncio.timeout(30):
                 await self.checkpointer.checkpoint()
+                await self.checkpointer.sync_disks()  # the zeros in regions that came back with it
             if all(group.describe_fault() is None for group in self.groups.values()):
                 self.catalogue.put_fact("clean", True)
         except (DiskFailed, TimeoutError, OSError) as error:
@@ -156,6 +161,11 @@ class StorageSystem:
             disk.file.close()
         self.catalogue.close()
         self._files.close()
+
+    async def _announce(self, group: Group, reached: int) -> None:
+        """Remember that disks get a secondary's records through ``reached``, before they do (I1)."""
+        document = {"start_ordinal": group.facts.start_ordinal, "reached": reached}
+        await self.checkpointer.run_blocking(self.catalogue.put_document, "destaging", group.name, document)
 
     def _load(self) -> None:
         for name, document in self.catalogue.get_documents("disk").items():
@@ -216,6 +226,8 @@ class StorageSystem:
             file = self._files.open(path, create=not exists)
             if not exists and size is not None:
                 file.allocate(size)
+            file.sync_now()  # an order before may have been interrupted after making the file
+            self._files.sync_directory(os.path.dirname(path) or ".")
             present = file.size()
         except OSError as error:
             if not exists:
@@ -287,10 +299,12 @@ class StorageSystem:
             generation=self._rng.randrange(1, 1 << 32),
         )
         group = self._add_group(name, facts)
-        if not group.journal.prepare(group.journal.segment_bytes // 2):
+        try:
+            group.end_recovery()
+            group.journal.sync_now()  # the catalogue must not name a group whose journal power loss could take away
+        except JournalFailed as error:
             self._forget_group(name)
-            raise NoSpace(f"group {name}: no room for a journal segment in {group.journal.directory}")
-        group.end_recovery()
+            raise NoSpace(f"group {name}: no journal segment in {group.journal.directory}: {error}") from error
         group.update_accepting()
         self.catalogue.put_document("group", name, group.document())
         self.destagers[name].start()
@@ -322,7 +336,11 @@ class StorageSystem:
         )
         self.groups[name] = group
         self.destagers[name] = Destager(
-            group, age_s=self.settings.destage_age_s, freed=self.checkpointer.freed, report=self.report
+            group,
+            age_s=self.settings.destage_age_s,
+            freed=self.checkpointer.freed,
+            announce=self._announce,
+            report=self.report,
         )
         group.on_pressure = self.checkpointer.request
         return group
@@ -347,6 +365,7 @@ class StorageSystem:
         self.guard(group, f"delete group {name}")
         async with self.checkpointer.lock:  # else a checkpoint under way would bring the document back
             await self.destagers[name].stop()
+            self.catalogue.delete_document("destaging", name)
             self.catalogue.delete_document("group", name)
             self._forget_group(name)
 
@@ -363,9 +382,8 @@ class StorageSystem:
     async def restart_groups(self, restarts: Sequence[Restart]) -> None:
         """Begin groups' journals anew in another role; durable on return, all together (takeover, pair orders).
 
-        What is visible now stays; what is pending is dropped.
+        What is visible now stays; what is pending is dropped. Hosts may not write meanwhile.
         """
-        await self.checkpointer.checkpoint()
 
         def change() -> list[Group]:
             for restart in restarts:
@@ -379,7 +397,25 @@ class StorageSystem:
                 )
             return [restart.group for restart in restarts]
 
-        await self.checkpointer.checkpoint(change)
+        await self._change_groups([restart.group for restart in restarts], change)
+
+    async def _change_groups(self, groups: Sequence[Group], change: Callable[[], Sequence[Group]]) -> None:
+        """Take a checkpoint, and another with ``change``; refuse host writes until that is durable.
+
+        Else a write could be acknowledged in the new role, and a crash would go back to the old one.
+        """
+        refusals = {}
+        for group in groups:
+            refusals[group.name] = (group.write_error, ReadOnly(f"group {group.name} is changing its role"))
+            group.refuse_writes(refusals[group.name][1])
+        try:
+            await self.checkpointer.checkpoint()
+            await self.checkpointer.checkpoint(change)
+        finally:
+            for group in groups:
+                before, ours = refusals[group.name]
+                if group.write_error is ours:
+                    group.refuse_writes(before)
 
     async def restart_group(
         self, group: Group, *, role: Role, generation: int, last_seq: int, last_origin: int = 0, last_time: int = 0,
@@ -390,13 +426,12 @@ class StorageSystem:
 
     async def change_role(self, group: Group, role: Role, *, last_origin: int | None = None) -> None:
         """Change a group's role in place: its journal goes on. Durable on return."""
-        await self.checkpointer.checkpoint()
 
         def change() -> list[Group]:
             group.change_role(role, last_origin)
             return [group]
 
-        await self.checkpointer.checkpoint(change)
+        await self._change_groups([group], change)
 
     # ---- volumes ---------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Volume:
         self.shift = pool.shift
         self.map: array[int] = array("I", bytes(4 * self._region_count(size)))
         self.dirty_pages: set[int] = set()
+        self._mapped = 0
         self.layers = Layers(pool.shift)
         self.sessions: set[Session] = set()
         self.destages = 0
@@ -91,12 +92,12 @@ class Volume:
     @property
     def allocated(self) -> int:
         """Bytes of disk taken."""
-        return (len(self.map) - self.map.count(0)) << self.shift
+        return self._mapped << self.shift
 
     @property
     def is_empty(self) -> bool:
         """Whether every byte reads as zero because nothing was ever kept."""
-        return self.layers.clean and not any(self.map) and not self.group.has_pending(self.key)
+        return self.layers.clean and not self._mapped and not self.group.has_pending(self.key)
 
     # ---- map ---------------------------------------------------------------
 
@@ -116,6 +117,7 @@ class Volume:
                 if region:
                     try:
                         self.pool.mark_used(region)
+                        self._mapped += 1
                     except BadOrder as error:
                         raise Corrupt(f"volume {self.name}: {error}") from error
 
@@ -145,6 +147,7 @@ class Volume:
             if entries[region]:
                 continue
             entries[region] = pool.allocate(self._hint(region))
+            self._mapped += 1
             self.dirty_pages.add(region // MAP_PAGE_ENTRIES)
 
     def _hint(self, region: int) -> int:
@@ -165,6 +168,7 @@ class Volume:
         number = self.map[region]
         if number:
             self.map[region] = 0
+            self._mapped -= 1
             self.dirty_pages.add(region // MAP_PAGE_ENTRIES)
         return number
 
@@ -206,6 +210,8 @@ class Volume:
         Raises:
             Corrupt, DiskFailed: the data cannot be trusted or read; nothing stale is returned (I9).
         """
+        if self.group.read_error is not None:
+            raise self.group.read_error
         for _ in range(_READ_RETRIES):
             destages = self.destages
             for disk_file, disk_offset, low, high in self._pieces(offset, len(buffer)):
@@ -224,7 +230,10 @@ class Volume:
             if disk_file is None:
                 buffer[low:high] = bytes(high - low)
             else:
-                disk_file.read_now(buffer[low:high], disk_offset)
+                try:
+                    disk_file.read_now(buffer[low:high], disk_offset)
+                except OSError as error:
+                    raise DiskFailed(f"volume {self.name}: reading failed: {error}") from error
         self.layers.overlay(buffer, offset)
 
     def _read_disk_nowait(self, buffer: memoryview, offset: int) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from controllerd.model.errors import RemoteCopyError
 from controllerd.targets.nbd.errors import RequestRefused
-from controllerd.targets.nbd.events import Payload, Stop
+from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.payloads import Payload
 from controllerd.targets.nbd.replies import block_status, empty_read, failure
 from controllerd.targets.nbd.wire import (
     REQUEST_MAGIC,
@@ -149,11 +150,11 @@ def _write(session: Transmission, request: Request) -> Stop | None:
         session.payload = Payload(request.cookie, request.offset, length - overhead, carried, durable=durable)
         return None
     try:
-        session.group.stage_write(session.volume, request.offset, message[REQUEST_SIZE + overhead :], carried)
+        data = message[REQUEST_SIZE + overhead :]
+        session.retain(session.group.stage_write(session.volume, request.offset, data, carried), len(data))
     except RemoteCopyError as error:
         session.fail(Command.WRITE, request.cookie, error)
         return None
-    session.retain()
     _count(session, request)
     _finish_write(session, request)
     return None
@@ -204,14 +205,14 @@ def _flush(session: Transmission, request: Request) -> Stop | None:
 def _zero(session: Transmission, request: Request) -> Stop | None:
     """TRIM and WRITE_ZEROES. A range of zeros is one journal record, so FAST_ZERO never has to be refused."""
     if request.length:
-        session.group.stage_zeroes(
+        sequence = session.group.stage_zeroes(
             session.volume,
             request.offset,
             request.length,
             trim=request.command == Command.TRIM,
             no_hole=bool(request.flags & _NO_HOLE),
         )
-        session.staged = True
+        session.staged(sequence, 0)
     _count(session, request)
     _finish_write(session, request)
     return None

@@ -14,6 +14,7 @@ import asyncio
 from typing import Any, Final, Protocol
 
 from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.slow_reads import serve_slowly
 from controllerd.targets.nbd.transmission import Transmission
 
@@ -23,6 +24,10 @@ _LINGER_S: Final = 10.0
 
 class SessionOwner(Protocol):
     """What the server does for a session."""
+
+    @property
+    def rounds(self) -> Rounds:
+        """The server's commit rounds."""
 
     def ended(self, session: Session, reason: str) -> None:
         """Forget the session; ``reason`` is empty if nothing was wrong."""
@@ -37,6 +42,9 @@ class Session(asyncio.BufferedProtocol):
         self.opened_ns = opened_ns
         self.machine: Transmission
         self._owner = owner
+        self._rounds = owner.rounds
+        self._in_round = False
+        self._round_bytes = 0
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,13 +156,10 @@ class Session(asyncio.BufferedProtocol):
             self._read(wanted=False)
             return
         self._running = True
-        machine = self.machine
         try:
-            stop = machine.advance()
-            self._send()
+            stop = self._advance()
             while stop is Stop.OUTPUT and not self._paused:
-                stop = machine.advance()
-                self._send()
+                stop = self._advance()
         except Exception as error:
             # A bug, here or in storage: it costs this connection, nobody else.
             self.abort(f"internal error: {error!r}")
@@ -167,9 +172,34 @@ class Session(asyncio.BufferedProtocol):
         self._read(wanted=stop is Stop.INPUT and not self._paused)
         if stop is Stop.GROUP and not self._waits_for_group:
             self._waits_for_group = True
-            machine.group.when_accepting(self._group_accepts)
+            self.machine.group.when_accepting(self._group_accepts)
         elif stop is Stop.END:
             self._end()
+
+    def _advance(self) -> Stop:
+        machine = self.machine
+        stop = machine.advance()
+        if machine.unsettled:
+            staged = machine.staged_bytes
+            if self._rounds.join(self, staged - self._round_bytes, already=self._in_round):
+                self._in_round = True
+                self._round_bytes = staged
+            else:
+                machine.settle()
+                self._round_bytes = 0
+        self._send()
+        return stop
+
+    def settle(self) -> None:
+        """End this session's part of a commit round. Its writes count even if the connection was lost meanwhile."""
+        self._in_round = False
+        self._round_bytes = 0
+        try:
+            self.machine.settle()
+        except Exception as error:
+            self.abort(f"internal error: {error!r}")
+            raise
+        self.wake()
 
     def _group_accepts(self) -> None:
         # Not at once: the group calls this in the middle of its own work.
@@ -218,7 +248,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _end(self) -> None:
         """Close when everything is answered; what is not sent yet still is, if the client takes it."""
-        if self.machine.in_flight and not self.machine.fault:
+        if (self.machine.in_flight or self._in_round) and not self.machine.fault:
             return
         self._ended = True
         self._reason = self.machine.fault

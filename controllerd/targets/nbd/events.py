@@ -1,6 +1,6 @@
-"""What the transmission machine tells its adapter, and what it keeps of unfinished requests.
+"""What the transmission machine tells its adapter.
 
-Owns: the reasons for which parsing stops, reads that leave the pass, and long payloads.
+Owns: the reasons for which parsing stops, and reads that leave the pass.
 Never: acts on any of them.
 """
 
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-
-from controllerd.model.errors import RemoteCopyError
-from controllerd.targets.nbd.errors import RequestRefused
 
 
 class Stop(enum.Enum):
@@ -38,15 +35,3 @@ class SlowRead:
     length: int
     whole: bool
     memory: int
-
-
-@dataclass(slots=True)
-class Payload:
-    """A long or refused WRITE whose payload is still arriving. With ``error`` the rest is thrown away."""
-
-    cookie: bytes
-    offset: int
-    remaining: int
-    carried: int | None
-    durable: bool
-    error: RemoteCopyError | RequestRefused | None = None

@@ -21,6 +21,7 @@ from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.handshake import HandshakeConnection
 from controllerd.targets.nbd.negotiation import Agreed, Negotiation
 from controllerd.targets.nbd.ports import ExportTable
+from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, UnixListen
 from controllerd.targets.nbd.transmission import Transmission
 
@@ -59,6 +60,7 @@ class NbdServer:
         self._handshakes: set[HandshakeConnection] = set()
         self._sessions: set[Session] = set()
         self._stopping = False
+        self.rounds = Rounds(_call_soon)
         self._idle = asyncio.Event()
         self._trimmer: asyncio.TimerHandle | None = None
 
@@ -163,10 +165,9 @@ class NbdServer:
             wake=session.wake,
             initial=unread,
         )
-        if isinstance(transport.get_extra_info("peername"), tuple):
-            # A client machine that vanished must not hold its session for ever.
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._tune(transport)
         self._sessions.add(session)
+        self.rounds.sessions = len(self._sessions)
         self._handshakes.discard(connection)
         volume.sessions.add(session)
         self._tell("nbd-session-opened", peer=session.peer, volume=volume.name, read_only=not volume.writable)
@@ -175,12 +176,22 @@ class NbdServer:
     def ended(self, session: Session, reason: str) -> None:
         """Forget a session."""
         self._sessions.discard(session)
+        self.rounds.sessions = len(self._sessions)
         name = session.machine.volume.name
         self.counters[name].connections -= 1
         self._tell("nbd-session-closed", peer=session.peer, volume=name, reason=reason)
         self._check_idle()
 
     # ---- inside ------------------------------------------------------------------------
+
+    def _tune(self, transport: asyncio.Transport) -> None:
+        sock = transport.get_extra_info("socket")
+        if isinstance(transport.get_extra_info("peername"), tuple):
+            # A client machine that vanished must not hold its session for ever.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        elif self.settings.unix_send_buffer_bytes:
+            # The kernel's default holds two reads of 128 KiB. (TCP sizes its buffers itself.)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.settings.unix_send_buffer_bytes)
 
     async def _listen(self, listen: Listen) -> asyncio.Server:
         loop = asyncio.get_running_loop()
@@ -216,6 +227,10 @@ class NbdServer:
     def _tell(self, event: str, **facts: object) -> None:
         if self._report is not None:
             self._report(event, facts)
+
+
+def _call_soon(callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(callback)
 
 
 def _peer(transport: asyncio.BaseTransport | None) -> str:

@@ -100,6 +100,8 @@ class NbdSettings:
     tail, so this should be above their limits together."""
     reply_bytes_max: int = 32 * MIB
     """Reply memory that is kept for reuse."""
+    unix_send_buffer_bytes: int = 1 * MIB
+    """Send buffer of a connection over a UNIX socket; 0 leaves the kernel's default."""
     backlog: int = 512
     tls: Tls = field(default_factory=Tls)
     limits: Limits = field(default_factory=Limits)

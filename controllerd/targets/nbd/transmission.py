@@ -3,7 +3,8 @@
 Owns: parsing requests, dispatching them to the volume and its group, gathering replies,
 and when parsing has to stop.
 Never: touches sockets, tasks or clocks. The adapter fills `receive_buffer`, calls
-`received` and `advance`, sends `out`, serves `slow_reads`, and does what `Stop` says.
+`received`, `advance` and `settle`, sends `out`, serves `slow_reads`, and does what
+`Stop` says.
 
 One pass handles every complete request in the buffer: writes are staged as views of the
 receive memory, reads are filled straight into a reply buffer, and then one commit and
@@ -23,13 +24,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from controllerd.model.errors import RemoteCopyError
-from controllerd.targets.nbd import commands
+from controllerd.model.errors import JournalFailed, RemoteCopyError
+from controllerd.targets.nbd import commands, payloads
 from controllerd.targets.nbd.buffers import BufferPool
 from controllerd.targets.nbd.contexts import WRITE_TIME, Context
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.errors import RequestRefused
-from controllerd.targets.nbd.events import Payload, SlowRead, Stop
+from controllerd.targets.nbd.events import SlowRead, Stop
 from controllerd.targets.nbd.ports import Volume
 from controllerd.targets.nbd.receive import Receive
 from controllerd.targets.nbd.replies import failure, success
@@ -53,7 +54,7 @@ from controllerd.targets.nbd.wire import (
 Reply = bytes | memoryview
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
-_ALIGNMENT: Final = 4096
+_FLUSH: Final = int(Command.FLUSH)
 REPLY_BUFFER: Final = (256 << 10) + (16 << 10)
 """Bytes of an ordinary reply buffer: two reads of 128 KiB or 63 of 4 KiB, with their headers."""
 
@@ -98,12 +99,15 @@ class Transmission:
         self.durable: list[bytes] = []
         """Likewise, once its writes survive power loss (FUA)."""
         self.flushes: list[bytes] = []
-        self.staged = False
-        self.payload: Payload | None = None
+        self.staged_through = 0
+        """Number of the last write staged and not settled yet; 0: none."""
+        self.staged_bytes = 0
+        self.payload: payloads.Payload | None = None
         self._ended = False
         self.wake = wake
         self._replies = replies
-        self._receive = Receive(chunks, limits, initial)
+        self.input = Receive(chunks, limits, initial)
+        self._pass_max = min(limits.piece_max, limits.payload_max)
         self._output_bytes = 0
         self._reply = bytearray()
         self._reply_view = memoryview(self._reply)
@@ -113,18 +117,18 @@ class Transmission:
 
     def receive_buffer(self) -> memoryview:
         """Return where to put the next bytes from the client; never empty after `Stop.INPUT`."""
-        receive = self._receive
+        receive = self.input
         return receive.view[receive.end :]
 
     def received(self, count: int) -> None:
         """Say that ``count`` bytes were put into `receive_buffer`."""
-        receive = self._receive
+        receive = self.input
         receive.end += count
         if count > receive.largest:
             receive.largest = count
 
     def advance(self) -> Stop:
-        """Handle what was received, commit once, and add the replies to `out`."""
+        """Handle what was received, and add replies to `out`. When `unsettled`, `settle` has to follow."""
         if self._ended:
             return Stop.END
         limits = self.limits
@@ -133,13 +137,11 @@ class Transmission:
         self._output_bytes = 0
         stop: Stop | None = None
         while stop is None:
-            stop = self._pass() if self.payload is None else self._take_payload()
+            stop = self._pass() if self.payload is None else payloads.take(self, self.payload)
         if self._reply_used:
             self._seal_reply()
-        if self.staged or self.done or self.durable or self.flushes:
-            self._settle()
         if stop is Stop.INPUT:
-            receive = self._receive
+            receive = self.input
             if self.payload is None or receive.end == len(receive.chunk):
                 receive.make_room(self._needed())
         elif stop is Stop.END:
@@ -150,7 +152,7 @@ class Transmission:
         """Give the receive memory back. Answers that arrive later go nowhere."""
         self._ended = True
         self.wake = _nobody
-        self._receive.close()
+        self.input.close()
 
     # ---- the hot pass ---------------------------------------------------------------
 
@@ -161,18 +163,18 @@ class Transmission:
         fast branches fails for them, also while stopping (``size`` is 0) and when writes must wait or carry a time
         (``write_max`` is 0).
         """
-        receive = self._receive
+        receive = self.input
         chunk, view, position, end = receive.chunk, receive.view, receive.position, receive.end
         volume, group, structured = self.volume, self.group, self.structured
         size = 0 if self.stopping else self.size
-        read_max = self.limits.piece_max
+        read_max = self._pass_max
         write_max = read_max if group.accepting and not self.carries_time else 0
         unpack, pack_data, pack_simple = REQUEST.unpack_from, DATA_CHUNK.pack_into, SIMPLE_REPLY.pack_into
         stage_write, read_into, done = group.stage_write, volume.read_into, self.done.append
         header = DATA_CHUNK_SIZE if structured else SIMPLE_REPLY_SIZE
         reply, reply_view, used = self._reply, self._reply_view, self._reply_used
         room = len(reply)
-        reads = read_bytes = writes = write_bytes = 0
+        reads = read_bytes = writes = write_bytes = sequence = 0
         stop: Stop | None = Stop.INPUT
         while end - position >= REQUEST_SIZE:
             head, cookie, offset, length = unpack(chunk, position)
@@ -181,7 +183,7 @@ class Transmission:
                 if after > end:
                     break
                 try:
-                    stage_write(volume, offset, view[position + REQUEST_SIZE : after])
+                    sequence = stage_write(volume, offset, view[position + REQUEST_SIZE : after])
                 except RemoteCopyError as error:
                     self.fail(_WRITE, cookie, error)
                 else:
@@ -233,7 +235,9 @@ class Transmission:
             self.counters.requests[_READ] += reads
             self.counters.byte_counts[_READ] += read_bytes
         if writes:
-            self.staged = receive.retained = True
+            receive.retained = True
+            self.staged_through = sequence
+            self.staged_bytes += write_bytes
             self.counters.requests[_WRITE] += writes
             self.counters.byte_counts[_WRITE] += write_bytes
         return stop
@@ -289,17 +293,31 @@ class Transmission:
 
     # ---- writes ------------------------------------------------------------------------
 
-    def _settle(self) -> None:
-        """Commit the pass, and answer its writes now or when the group says so."""
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was staged or is to be answered that `settle` has to deal with."""
+        return bool(self.done or self.durable or self.flushes or self.staged_through)
+
+    def settle(self) -> None:
+        """Commit what is staged, and answer writes and flushes now or when the group says so.
+
+        Writes of other connections that are staged at this time are committed with it.
+        """
         group = self.group
-        done, durable, flushes = self.done, self.durable, self.flushes
+        done, durable, flushes, through = self.done, self.durable, self.flushes, self.staged_through
         self.done, self.durable, self.flushes = [], [], []
-        self.staged = False
+        self.staged_through = self.staged_bytes = 0
+        error: RemoteCopyError | None = None
         try:
             group.commit()
-        except RemoteCopyError as error:
+        except RemoteCopyError as failed:
+            error = failed
+        if error is None and group.last_seq < through:
+            # Somebody else's commit took our writes with it, and failed.
+            error = JournalFailed("the journal could not be written")
+        if error is not None:
             self._fail_all(_WRITE, done + durable, error)
-            self._fail_all(int(Command.FLUSH), flushes, error)
+            self._fail_all(_FLUSH, flushes, error)
             if self.payload is not None:
                 self.payload.error = self.payload.error or error
             return
@@ -310,7 +328,7 @@ class Transmission:
             else:
                 self.in_flight += len(done)
                 group.when_complete(last, partial(self._answer, _WRITE, done))
-        for command, cookies in ((_WRITE, durable), (int(Command.FLUSH), flushes)):
+        for command, cookies in ((_WRITE, durable), (_FLUSH, flushes)):
             if not cookies:
                 continue
             if group.flushed_seq >= last:
@@ -327,66 +345,28 @@ class Transmission:
             self._fail_all(command, cookies, error)
         self.wake()
 
-    def _take_payload(self) -> Stop | None:
-        """Take what has arrived of a long WRITE's payload; None: it was the last of it."""
-        payload = self.payload
-        assert payload is not None
-        receive = self._receive
-        piece = self.limits.piece_max
-        while payload.remaining:
-            available = receive.end - receive.position
-            if payload.error is not None:
-                taken = min(available, payload.remaining)
-                receive.position += taken
-                payload.remaining -= taken
-                if payload.remaining:
-                    return Stop.INPUT
-                break
-            taken = min(payload.remaining, piece - payload.offset % _ALIGNMENT)
-            if taken > available:
-                if receive.end < len(receive.chunk):
-                    return Stop.INPUT
-                # The chunk is full: stage what is here, up to a block's end, so that little is copied to the next one.
-                taken = available - (payload.offset + available) % _ALIGNMENT
-                if taken <= 0:
-                    return Stop.INPUT
-            if not self.group.accepting:
-                return Stop.GROUP
-            data = receive.view[receive.position : receive.position + taken]
-            try:
-                self.group.stage_write(self.volume, payload.offset, data, payload.carried)
-            except RemoteCopyError as error:
-                payload.error = error
-                continue
-            self.staged = receive.retained = True
-            self.counters.byte_counts[_WRITE] += taken
-            receive.position += taken
-            payload.offset += taken
-            payload.remaining -= taken
-        self.payload = None
-        if payload.error is not None:
-            self.fail(_WRITE, payload.cookie, payload.error)
-        else:
-            self.counters.requests[_WRITE] += 1
-            (self.durable if payload.durable else self.done).append(payload.cookie)
-        return None
-
     # ---- everything else ------------------------------------------------------------------
 
     def peek(self, count: int) -> memoryview | None:
         """Return the ``count`` bytes from the request at hand on, or None if they have not all arrived."""
-        receive = self._receive
+        receive = self.input
         if receive.end - receive.position < count:
             return None
         return receive.view[receive.position : receive.position + count]
 
     def skip(self, count: int) -> None:
         """Go behind ``count`` bytes of input."""
-        self._receive.position += count
+        self.input.position += count
 
-    def retain(self) -> None:
-        """Say that storage keeps a view of the receive memory."""
-        self.staged = self._receive.retained = True
+    def retain(self, sequence: int, size: int) -> None:
+        """Say that storage staged a view of the receive memory, ``size`` bytes, as number ``sequence``."""
+        self.input.retained = True
+        self.staged(sequence, size)
+
+    def staged(self, sequence: int, size: int) -> None:
+        """Say that a write was staged as number ``sequence``."""
+        self.staged_through = sequence
+        self.staged_bytes += size
 
     def put(self, reply: bytes) -> None:
         """Add a reply."""
@@ -406,8 +386,8 @@ class Transmission:
 
     def _needed(self) -> int:
         """Bytes that the incomplete request at hand takes in all."""
-        receive = self._receive
-        if self.payload is not None or receive.end - receive.position < REQUEST_SIZE:
+        receive = self.input
+        if receive.end - receive.position < REQUEST_SIZE or self.payload is not None:
             return REQUEST_SIZE
         # Only a WRITE that is served in one piece is left lying incomplete.
         _, _, _, length = REQUEST.unpack_from(receive.chunk, receive.position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -136,3 +137,27 @@ def test_daemon_needs_a_configuration(capsys: pytest.CaptureFixture[str]) -> Non
 def test_reference_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config-reference"]) == 0
     assert capsys.readouterr().out == reference()
+
+
+def test_certificates_are_tried(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        files = ["-keyout", f"{tmp_path}/{name}.key", "-out", f"{tmp_path}/{name}.pem", "-subj", f"/CN={name}"]
+        subprocess.run([*make, *files], check=True, capture_output=True)
+    files = ["-in", f"{tmp_path}/one.key", "-out", f"{tmp_path}/enc.key"]
+    subprocess.run(["openssl", "ec", "-aes128", "-passout", "pass:x", *files], check=True, capture_output=True)
+
+    def check(certificate: str, key: str, ca: str) -> list[str]:
+        tls = (
+            f'[replication]\nlisten = "127.0.0.1:0"\n[replication.tls]\ncertificate = "{certificate}"\nkey = "{key}"\n'
+        )
+        try:
+            parse(tomllib.loads(f'{GOOD}{tls}ca = "{ca}"\n'), file="a.toml", base=tmp_path)
+        except ConfigError as error:
+            return [problem.key for problem in error.problems]
+        return []
+
+    assert check("one.pem", "one.key", "two.pem") == []
+    assert check("one.pem", "two.key", "two.pem") == ["replication.tls.certificate"]
+    assert check("one.pem", "enc.key", "two.pem") == ["replication.tls.certificate"]
+    assert check("one.pem", "one.key", "one.key") == ["replication.tls.ca"]

@@ -87,6 +87,12 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"management.token": 5}, "management.token", "5 has the wrong type", "text in quotes"),
     ({"management.tls": {"key": "key"}}, "management.tls.certificate", "missing", "it is required"),
     ({"management.tls": {"key": "key", "certificate": "no"}}, "management.tls.certificate", "No such file", "can read"),
+    (
+        {"management.tls": {"key": "key", "certificate": "key"}},
+        "management.tls.certificate",
+        "not a certificate",
+        "PEM",
+    ),
     ({"replication.tick_interval_ms": "50"}, "replication.tick_interval_ms", "wrong type", "whole number"),
     ({"replication.peer_timeout_s": 0.1}, "replication.peer_timeout_s", "two heartbeats", "write at least"),
     ({"replication.backoff_min_ms": 9000}, "replication.backoff_min_ms", "is more than backoff_max_ms", "at most"),

@@ -18,6 +18,7 @@ from controllerd.management import server as server_module
 from controllerd.management.app import create_app
 from controllerd.management.guard import GuardSettings
 from controllerd.management.server import ApiServer, ApiSettings
+from controllerd.model.errors import NotFound
 from tests.unit.management.fake_controller import TOKEN, FakeController
 
 Start = Callable[..., Awaitable[ApiServer]]
@@ -201,3 +202,26 @@ async def test_stop_waits_for_the_order_under_way(start: Start, controller: Fake
         answer = await order
         await stopping
     assert json.loads(answer.content)["cut_time"] == 1
+
+
+async def test_stop_waits_for_an_order_whose_caller_has_gone(start: Start, controller: FakeController) -> None:
+    started, release, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(_domain: str) -> Any:
+        started.set()
+        await release.wait()
+        ended.set()
+        raise NotFound("nobody hears this")
+
+    controller.pairs.takeover = slow  # type: ignore[assignment,method-assign]
+    api = await start()
+    body = b"POST /v1/takeover HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Type: application/json\r\n"
+    async with connected(api) as (_, writer):
+        writer.write(body + f"Authorization: Bearer {TOKEN}\r\n\r\n".encode() + b"{}")
+        await started.wait()
+    stopping = asyncio.create_task(api.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=0.5)
+    assert not done
+    release.set()
+    await stopping
+    assert ended.is_set()

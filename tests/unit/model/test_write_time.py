@@ -133,3 +133,21 @@ def test_carried_time_without_room_above_it_is_refused() -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_source_is_named(source: Source) -> None:
     assert make_write_time(source).source == source
+
+
+def test_write_clamped_on_the_synchronous_leg_is_passed_by_the_next_tick() -> None:
+    """A group's tick overtook another group's write: the write has the tick's time, and a later tick must pass it."""
+    times = make_write_time("host")
+    assert times.pass_on_tick(2, 0) == 2
+    assert times.pass_on(1, 0) == 2
+    assert times.pass_on_tick(2, 0) == 3
+    assert times.pass_on_tick(2, 0) == 3
+
+
+@pytest.mark.parametrize("source", ["host", "clock", "sequence"])
+def test_tick_passed_on_is_never_older_than_a_write_before_it(source: Source) -> None:
+    times = make_write_time(source)
+    write = times.pass_on(100, 5)
+    tick = times.pass_on_tick(50, 5)
+    assert tick > write
+    assert times.pass_on(60, 5) >= tick

@@ -89,11 +89,15 @@ class Host:
             self._advance()
 
     def _advance(self) -> None:
-        self.stop = self.machine.advance()
-        self.collect()
+        self._step()
         while self.stop is Stop.OUTPUT:
-            self.stop = self.machine.advance()
-            self.collect()
+            self._step()
+
+    def _step(self) -> None:
+        self.stop = self.machine.advance()
+        if self.machine.unsettled:
+            self.machine.settle()
+        self.collect()
 
     def stopped(self, reason: Stop) -> bool:
         """Whether parsing stopped for ``reason``."""

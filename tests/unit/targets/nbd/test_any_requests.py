@@ -163,7 +163,7 @@ def test_every_request_is_answered_once_and_right(
     assert host.stopped(Stop.INPUT)
     assert volume.image == world.model
     assert host.machine.in_flight == host.machine.slow_bytes == 0
-    assert len(host.machine._receive.chunk) <= host.machine.limits.chunk_max
+    assert len(host.machine.input.chunk) <= host.machine.limits.chunk_max
     for _, view in volume.kept:
         if view is not None and len(view) > 8:
             assert bytes(view) == view[:1].tobytes() * len(view), "memory that storage keeps was written to"

@@ -9,7 +9,7 @@ from controllerd.model.errors import (
     MirrorLost,
 )
 from controllerd.targets.nbd.events import Stop
-from controllerd.targets.nbd.settings import KIB, MIB
+from controllerd.targets.nbd.settings import KIB, MIB, Limits
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import request
 from tests.unit.targets.nbd.fake_storage import FakeVolume
@@ -141,7 +141,7 @@ def test_memory_of_a_connection_is_bounded_whatever_is_sent() -> None:
     host = Host(FakeVolume(size=8 * MIB))
     for n in range(20):
         host.send(request(client.WRITE, n, n * 100_000, data=bytes(200_000 + n)))
-        assert len(host.machine._receive.chunk) <= SMALL.chunk_max
+        assert len(host.machine.input.chunk) <= SMALL.chunk_max
 
 
 # ---- flush, FUA, acknowledgement ------------------------------------------------------------
@@ -232,3 +232,11 @@ def test_counters_add_up(host: Host) -> None:
     assert counted["read"] == {"requests": 2, "bytes": 104_096, "errors": 0}
     assert counted["trim"] == {"requests": 1, "bytes": 512, "errors": 0}
     assert counted["flush"] == {"requests": 1, "bytes": 0, "errors": 0}
+
+
+def test_payload_limit_below_a_piece_is_kept() -> None:
+    host = Host(limits=Limits(payload_max=8 * KIB))
+    assert host.one(request(client.WRITE, 1, 0, data=bytes(8193))).error == client.EINVAL
+    assert host.read(0, 8193).error == client.EOVERFLOW
+    assert host.one(request(client.WRITE, 1, 0, data=bytes(8192))).error == 0
+    assert host.read(0, 8192).error == 0

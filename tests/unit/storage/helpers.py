@@ -1,0 +1,61 @@
+"""A small storage system on a simulated disk, and one life of it per test."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+from controllerd.storage.system import StorageSettings, StorageSystem
+from tests.simulation.disk import Loss
+from tests.simulation.storage_machine import DATA, Machine
+
+SIZE = 1 << 20
+SEGMENT = 8 << 20
+
+
+def make_machine(seed: int = 1, *, groups: int = 1, cache: int = 4 << 20, durability: str = "cache") -> Machine:
+    """A machine with groups g0.. that have one volume v0.. each of `SIZE` bytes, in one pool."""
+    settings = StorageSettings(
+        DATA,
+        cache_bytes=cache,
+        journal_bytes=4 * SEGMENT,
+        segment_bytes=SEGMENT,
+        max_request_bytes=1 << 20,
+        durability="stable" if durability == "stable" else "cache",
+    )
+    machine = Machine.make(random.Random(seed), settings)
+
+    async def create(system: StorageSystem) -> None:
+        system.create_disk("d", f"{DATA}/disks/d.img", 2 * groups * SIZE)
+        system.create_pool("p", ["d"])
+        for number in range(groups):
+            system.create_group(f"g{number}")
+            system.create_volume(f"v{number}", SIZE, pool="p", group=f"g{number}")
+
+    assert machine.run(create)
+    machine.crash(Loss.NOTHING)  # orders are durable when they return
+    return machine
+
+
+def live(machine: Machine, scenario: Callable[[StorageSystem], Awaitable[None]]) -> None:
+    """Run one life to its end."""
+    assert machine.run(scenario)
+
+
+def content(system: StorageSystem, volume: str) -> Awaitable[bytes]:
+    """Read a whole volume."""
+
+    async def read() -> bytes:
+        buffer = bytearray(system.volume(volume).size)
+        await system.volume(volume).read(memoryview(buffer), 0)
+        return bytes(buffer)
+
+    return read()
+
+
+def put(system: StorageSystem, volume: str, offset: int, data: bytes) -> int:
+    """Write and commit."""
+    target = system.volume(volume)
+    sequence = target.group.stage_write(target, offset, memoryview(data))
+    target.group.commit()
+    return sequence

@@ -1,0 +1,202 @@
+"""Disks and syncs that fail, full journals, interrupted destages: what hosts are told, and what a restart finds."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+
+import pytest
+
+from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
+from controllerd.storage.catalogue import Catalogue
+from controllerd.storage.system import StorageSystem
+from tests.simulation.disk import Fault, Loss
+from tests.unit.storage.helpers import SIZE, content, live, make_machine, put
+
+
+def failing(wanted: str, part: str, times: int = 1 << 30) -> Fault:
+    """Fail the next ``times`` calls of ``wanted`` on paths that contain ``part`` with EIO."""
+    left = [times]
+
+    def fault(operation: str, path: str, offset: int, length: int) -> None:
+        if operation == wanted and part in path and left[0] > 0:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    return fault
+
+
+def test_failed_journal_sync_is_never_followed_by_success() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        first = put(system, "v0", 0, b"a" * 4096)
+        machine.disk.fault = failing("sync", ".seg", times=1)
+        answers: list[RemoteCopyError | None] = []
+        group.when_flushed(first, answers.append)
+        await asyncio.sleep(1)
+        group.when_flushed(first, answers.append)
+        await asyncio.sleep(1)
+        assert [type(answer) for answer in answers] == [JournalFailed, JournalFailed]
+        assert group.durable_seq < first
+        assert not system.volume("v0").writable
+        assert "sync failed" in (group.describe_fault() or "")
+        with pytest.raises(JournalFailed):
+            put(system, "v0", 0, b"b" * 4096)
+        assert (await content(system, "v0"))[:4096] == b"a" * 4096
+
+    async def after(system: StorageSystem) -> None:
+        assert (await content(system, "v0"))[:4096] == b"a" * 4096
+
+    live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.crash(Loss.NOTHING)  # recovery has written it again: its sync alone would have written nothing (F13)
+    live(machine, after)
+    machine.destroy()
+
+
+def test_hosts_that_wait_hear_of_a_failed_journal_and_other_groups_go_on() -> None:
+    machine = make_machine(groups=2, cache=1 << 20)
+
+    async def scenario(system: StorageSystem) -> None:
+        failed, healthy = system.groups["g0"], system.groups["g1"]
+        machine.disk.fault = failing("sync", "/000001/")
+        for offset in range(0, SIZE, 65536):
+            put(system, "v0", offset, bytes(65536))
+        assert not failed.accepting
+        woken: list[str] = []
+        failed.when_accepting(lambda: woken.append("failed"))
+        healthy.when_accepting(lambda: woken.append("healthy"))
+        await asyncio.sleep(5)
+        assert sorted(woken) == ["failed", "healthy"]
+        assert healthy.accepting
+        put(system, "v1", 0, b"x" * 4096)
+        await healthy.make_durable()
+
+    live(machine, scenario)
+    machine.destroy()
+
+
+@pytest.mark.parametrize("operation", ["write", "zero"])
+def test_disk_that_fails_for_a_while_loses_nothing(operation: str) -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        group, volume = system.groups["g0"], system.volume("v0")
+        put(system, "v0", 0, b"a" * 65536)
+        await system.checkpointer.checkpoint()
+        group.stage_zeroes(volume, 0, 65536, trim=True)
+        group.stage_write(volume, 100, memoryview(b"b" * 50))
+        group.commit()
+        machine.disk.fault = failing(operation, "d.img", times=3)
+        await asyncio.sleep(1.5)
+        assert isinstance(group.write_error, DiskFailed)
+        await asyncio.sleep(10)
+        assert volume.writable
+        put(system, "v0", 200, b"c" * 50)
+        await system.stop()
+
+    async def after(system: StorageSystem) -> None:
+        expected = bytearray(65536)
+        expected[100:150], expected[200:250] = b"b" * 50, b"c" * 50
+        assert (await content(system, "v0"))[:65536] == expected
+
+    live(machine, scenario)
+    machine.crash(Loss.NOTHING)
+    live(machine, after)
+    machine.destroy()
+
+
+def test_stop_in_the_middle_of_a_destage_keeps_the_writes_behind_it() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        machine.disk.sync_seconds = 5.0
+        put(system, "v0", 0, b"a" * 4096)
+        await asyncio.sleep(1.1)  # the window is frozen and waits for the journal
+        put(system, "v0", 4096, b"b" * 4096)
+        await system.stop()
+
+    async def after(system: StorageSystem) -> None:
+        assert (await content(system, "v0"))[:8192] == b"a" * 4096 + b"b" * 4096
+
+    live(machine, scenario)
+    machine.crash(Loss.NOTHING)
+    live(machine, after)
+    machine.destroy()
+
+
+def test_failed_disk_sync_holds_although_later_writes_succeed() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        put(system, "v0", 0, b"a" * 4096)
+        machine.disk.fault = failing("sync", "d.img", times=1)
+        with pytest.raises(DiskFailed):
+            await system.checkpointer.checkpoint()
+        assert isinstance(system.groups["g0"].write_error, DiskFailed)
+        with pytest.raises(DiskFailed):
+            await system.checkpointer.checkpoint()
+        with pytest.raises(DiskFailed):
+            put(system, "v0", 0, b"b" * 4096)
+
+    async def after(system: StorageSystem) -> None:
+        assert (await content(system, "v0"))[:4096] == b"a" * 4096
+
+    live(machine, scenario)
+    machine.crash(Loss.NOTHING)
+    live(machine, after)
+    machine.destroy()
+
+
+def test_reading_a_failing_disk_is_an_error_never_zeros() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        put(system, "v0", 0, b"a" * 4096)
+        await system.checkpointer.checkpoint()
+        machine.disk.fault = failing("read", "d.img")
+        with pytest.raises(DiskFailed):
+            await content(system, "v0")
+
+    live(machine, scenario)
+    machine.destroy()
+
+
+def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
+    machine = make_machine(groups=2, cache=256 << 10)
+
+    async def fill(system: StorageSystem) -> None:
+        system.budget.limit = 1 << 30
+        for offset in range(0, SIZE, 65536):
+            put(system, "v0", offset, b"a" * 65536)
+            put(system, "v1", offset, b"b" * 65536)
+
+    async def after(system: StorageSystem) -> None:
+        for group in system.groups.values():
+            paths = [segment.file.path for segment in group.journal.chain]
+            paths += [file.path for file in group.journal.spares]
+            assert len(paths) == len(set(paths))
+        assert await content(system, "v0") == b"a" * SIZE
+        assert await content(system, "v1") == b"b" * SIZE
+
+    live(machine, fill)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
+def test_catalogue_that_cannot_be_written_is_a_typed_error() -> None:
+    catalogue = Catalogue(":memory:")
+    catalogue.put_fact("a", 1)
+    catalogue._database.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_INSERT else 0)
+    with pytest.raises(DiskFailed):
+        catalogue.checkpoint([], [("group", "g", {})])
+    catalogue._database.set_authorizer(None)
+    catalogue.checkpoint([], [("group", "g", {})])
+    assert catalogue.get_documents("group") == {"g": {}}
+    catalogue.close()
