@@ -30,6 +30,7 @@ _COLUMNS: Final = (
     "group", "role", "peer", "state", "written", "transferred", "arrived", "applied", "lag", "lag (time)", "held by"
 )  # fmt: skip
 _BLOCKED: Final = {"primary": "hosts wait", "secondary": "no room for what arrives"}
+_NO_LAG: Final = frozenset({"SMPL", "SSWS"})
 _GOOD: Final = frozenset({"PAIR", "SMPL"})
 _Result = tuple[str, StatusAnswer | CliError]
 
@@ -138,8 +139,7 @@ def _render(results: Sequence[_Result]) -> Table:
 def _row(name: str, answer: StatusAnswer, entry: PairStatus) -> Sequence[str | Text]:
     peer = f"{entry.peer}:{entry.peer_group}" if entry.peer else output.UNKNOWN
     if entry.mode is not None:
-        peer += f"\n{entry.mode}, {'connected' if entry.connected else 'not connected'}"
-    paired = entry.peer is not None
+        peer += f"\n{entry.mode}, {_link(entry, answer.now)}"
     state = Text(entry.state, style="" if entry.state in _GOOD else "bold yellow")
     for remark in (entry.reason, entry.link_reason, _BLOCKED[entry.role] if entry.blocked else None):
         if remark:
@@ -151,9 +151,17 @@ def _row(name: str, answer: StatusAnswer, entry: PairStatus) -> Sequence[str | T
         state,
         *(_position(item) for item in (entry.written, entry.transferred, entry.arrived, entry.applied)),
         output.size(entry.lag_bytes),
-        output.seconds(entry.lag_s) if paired else output.UNKNOWN,
+        output.UNKNOWN if entry.lag_s is None and entry.state in _NO_LAG else output.seconds(entry.lag_s),
         _holder(entry, answer.now),
     )
+
+
+def _link(entry: PairStatus, now: int) -> str:
+    if entry.connected:
+        return "connected"
+    if entry.last_contact is None:
+        return "not connected"
+    return f"not heard for {output.seconds(max(0.0, (now - entry.last_contact) / 1e9))}"
 
 
 def _position(item: Position) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from deploy.demo.processes import Process, run
 
-_FILES_PER_WAVE = 8
+_FILES_PER_WAVE = 24
 _ANY_STATUS = tuple(range(256))
 
 
@@ -134,7 +134,7 @@ class Writer:
         """Write the next few files and record them as synced. Raises OSError, ProgramFailed when the volume is gone."""
         written: list[tuple[str, str, int]] = []
         image_files = self._directory / "tree"
-        for _ in range(_FILES_PER_WAVE if self._volume else 20 * _FILES_PER_WAVE):
+        for _ in range(_FILES_PER_WAVE if self._volume else 8 * _FILES_PER_WAVE):
             data = next(self._sources).read_bytes()
             name = f"{len(self.records) + len(written):05}.py"
             if self._volume:

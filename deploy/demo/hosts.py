@@ -63,6 +63,11 @@ class Hosts:
         result: dict[str, Any] = json.loads(self._log.read_text().splitlines()[-1])
         return result
 
+    def last_acknowledged(self) -> int:
+        """Wall-clock time of the last acknowledgement that any host has recorded, in ns since 1970."""
+        lines = (line for line in self._record.read_text().splitlines() if line.startswith("["))
+        return max(int(json.loads(line)[2]) for line in lines if line.endswith("]"))
+
     def stop(self) -> None:
         """End the hosts, if they run."""
         if self._process is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
 _LOG_LINES_SHOWN = 15
+_ADMINISTRATION = "/usr/sbin:/sbin"  # where e2fsck and others lie, which is not on every user's PATH
 
 
 class ProgramFailed(Exception):
@@ -33,6 +34,10 @@ class Finished:
     output: str
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:{_ADMINISTRATION}"}
+
+
 def run(*command: str | Path, accept: tuple[int, ...] = (0,), limit_s: float = 180.0) -> Finished:
     """Run a program to its end. Raises ProgramFailed if its status is not in ``accept``, or after ``limit_s``."""
     words = [str(word) for word in command]
@@ -43,6 +48,7 @@ def run(*command: str | Path, accept: tuple[int, ...] = (0,), limit_s: float = 1
             capture_output=True,
             text=True,
             errors="replace",
+            env=_environment(),
             timeout=limit_s,
             check=False,
         )
@@ -74,7 +80,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **(environment or {})},
+                    env={**_environment(), **(environment or {})},
                 )
             except OSError as error:
                 raise ProgramFailed(f"{self.name} cannot be started: {error}") from error

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.demo.filesystem import Writer, verify
@@ -129,7 +130,7 @@ class Demo:
 
     def _write_time(self) -> int:
         (group,) = [name for name, volumes in _GROUPS.items() if "files" in volumes]
-        return int(self.orders.ask("group", "show", f"C:{group}")["written"]["time"])
+        return int(self.orders.ask("group", "show", f"C:{group}")["written"]["time"] or 0)
 
     def _disaster(self) -> None:
         _say("Disaster: kill -9 of C and A while everybody writes")
@@ -152,14 +153,17 @@ class Demo:
         self.orders.show("volume", "list", "--controller", controller.name)
         self.verdicts.figure(f"takeover at {controller.name} took (RTO)", f"{answer['rto_s']:.2f} s")
         if answer["rpo_s"] is not None:
-            self.verdicts.figure(f"{controller.name} says it lacks (RPO)", f"{answer['rpo_s']:.3f} s of C's writes")
+            lacks = f"{answer['rpo_s'] * 1000:.1f} ms of C's writes"
+            self.verdicts.figure(f"{controller.name} says it lacks (RPO)", lacks)
         return int(answer["cut_time"])
 
     def _judge_far_site(self, cut_time: int) -> None:
         _say("What B has: the bank, and every file that B's cut says it has")
         checked = self._hosts.check(_bank_uris(self.site.b), lossless=False)
         self._judge_bank("B", checked)
-        lost = f"{checked.missing_transfers} transfers, {checked.missing_writes} writes; {checked.rpo_s:.3f} s"
+        lost = f"{checked.missing_transfers} transfers, {checked.missing_writes} writes; {checked.rpo_s * 1000:.1f} ms"
+        self.verdicts.figure("last acknowledged by C", _clock(self._hosts.last_acknowledged()))
+        self.verdicts.figure("last write time in B's image", _clock(cut_time))
         self.verdicts.figure("acknowledged by C, not at B (RPO)", lost)
         self._judge_files(self.site.b, cut_time)
 
@@ -194,6 +198,10 @@ class Demo:
 
 def _bank_uris(controller: Controller) -> list[str]:
     return [controller.uri(volume) for _, volume in _BANK]
+
+
+def _clock(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).strftime("%H:%M:%S.%f")
 
 
 def _say(text: str) -> None:

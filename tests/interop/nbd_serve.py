@@ -13,6 +13,7 @@ import asyncio
 import os
 import random
 import signal
+import ssl
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
 from controllerd.storage.volume import Access, Volume
 from controllerd.targets.nbd.server import NbdServer
-from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, UnixListen
+from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, Tls, UnixListen
 
 MIB = 1 << 20
 
@@ -42,12 +43,13 @@ class Exports:
         return list(self._storage.volumes.values())
 
 
-def _report(event: str, facts: dict[str, object]) -> None:
-    print(event, facts, flush=True)
-
-
 async def _serve(options: argparse.Namespace) -> None:
     directory = Path(options.directory)
+    events = (directory / "events.log").open("a", buffering=1)
+
+    def report(event: str, facts: dict[str, object]) -> None:
+        print(event, facts, file=events)
+
     storage = StorageSystem(
         StorageSettings(
             str(directory / "data"),
@@ -57,7 +59,7 @@ async def _serve(options: argparse.Namespace) -> None:
         ),
         SystemFiles(),
         clock=time.time_ns,
-        report=_report,
+        report=report,
         rng=random.Random(1),
     )
     await storage.start()
@@ -70,9 +72,21 @@ async def _serve(options: argparse.Namespace) -> None:
         storage.create_volume("small", MIB, pool="pool", group="group")
         storage.create_volume("fixed", MIB, pool="pool", group="group", access=Access.READ_ONLY)
     listen: tuple[Listen, ...] = (UnixListen(str(directory / "nbd.sock")), TcpListen("127.0.0.1", 0))
-    server = NbdServer(
-        Exports(storage), NbdSettings(listen=listen, default_export="vol"), clock=time.time_ns, report=_report
+    tls = Tls()
+    if options.tls != "off":
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=directory / "ca-cert.pem")
+        context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
+        context.verify_mode = ssl.CERT_REQUIRED if options.client_certificates else ssl.CERT_NONE
+        tls = Tls(options.tls, context)
+    settings = NbdSettings(
+        tls=tls,
+        listen=listen,
+        default_export="vol",
+        max_connections=options.max_connections,
+        handshake_timeout_s=options.handshake_timeout,
+        shutdown_grace_s=5.0,
     )
+    server = NbdServer(Exports(storage), settings, clock=time.time_ns, report=report)
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -80,6 +94,7 @@ async def _serve(options: argparse.Namespace) -> None:
     await stop.wait()
     await server.stop()
     await storage.stop()
+    events.close()
 
 
 def main() -> None:
@@ -90,6 +105,10 @@ def main() -> None:
     parser.add_argument("--cache-mib", type=int, default=64)
     parser.add_argument("--journal-mib", type=int, default=256)
     parser.add_argument("--durability", choices=("cache", "stable"), default="cache")
+    parser.add_argument("--max-connections", type=int, default=256)
+    parser.add_argument("--handshake-timeout", type=float, default=10.0)
+    parser.add_argument("--tls", choices=("off", "allow", "require"), default="off")
+    parser.add_argument("--client-certificates", action="store_true")
     options = parser.parse_args()
     os.makedirs(options.directory, exist_ok=True)
     uvloop.run(_serve(options))

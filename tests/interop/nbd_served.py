@@ -26,13 +26,14 @@ class NbdServed:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.interop.nbd_serve", str(self.directory), *self.arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=(self.directory / "errors.log").open("a"),
-            text=True,
-        )
+        with (self.directory / "errors.log").open("a") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.interop.nbd_serve", str(self.directory), *self.arguments],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("ready "):
@@ -51,6 +52,10 @@ class NbdServed:
     def tcp_uri(self, volume: str = "vol") -> str:
         """Return the URI of a volume over TCP."""
         return f"nbd://127.0.0.1:{self.port}/{volume}"
+
+    def events(self) -> str:
+        """Return what the server reported."""
+        return (self.directory / "events.log").read_text()
 
     def open_files(self) -> int:
         """Return how many file descriptors the server has."""

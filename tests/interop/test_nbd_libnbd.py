@@ -85,8 +85,8 @@ def test_list_info_and_unknown_export(nbd_shared: NbdServed) -> None:
     handle.set_opt_mode(True)
     handle.set_full_info(True)
     handle.connect_unix(str(nbd_shared.socket))
-    found = {}
-    handle.opt_list(lambda name, description: found.__setitem__(name, description))
+    found: dict[str, str] = {}
+    handle.opt_list(found.__setitem__)
     assert found == {"vol": "for tests", "small": "", "fixed": ""}
     handle.set_export_name("vol")
     handle.opt_info()
@@ -138,7 +138,7 @@ def test_structured_read_and_unfragmented_read(connect: Connect) -> None:
     data = os.urandom(3 * MIB)
     handle.pwrite(data, 7)
     for flags, most in ((0, 100), (nbd.CMD_FLAG_DF, 1)):
-        chunks = []
+        chunks: list[tuple[int, bytes]] = []
 
         def keep(chunk: Any, offset: int, status: int, error: object, into: list[tuple[int, bytes]] = chunks) -> None:
             assert status == nbd.READ_DATA

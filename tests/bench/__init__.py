@@ -1,0 +1,1 @@
+"""Benchmarks: this system and public NBD servers, measured with the same client in the same run."""
