@@ -26,7 +26,7 @@ detach() {
 write_files() {
     number=$1
     while [ "$number" -le "$2" ]; do
-        must dd if=/dev/urandom of=$files/$number bs=$((number * 1531)) count=3 conv=fsync status=none
+        must dd if=/dev/urandom of="$files/$number" bs=$((number * 1531)) count=3 conv=fsync status=none
         (cd $files && sha256sum "$number") >>/tmp/checksums || die "checksum of file $number"
         number=$((number + 1))
     done
