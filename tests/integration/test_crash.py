@@ -27,6 +27,7 @@ from tests.integration.harness import (
     wait_until_applied,
 )
 from tests.integration.hosts import Hosts, check_bank, hostsim, same_content, volume_options
+from tests.integration.link import Weather
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,7 @@ PATIENCE_S = "60"
 # Small blocks, and room in the journals: a kill must not look like a link that is too slow for the load.
 BLOCKS = ("--block-size", "512")
 SETTINGS = Settings(journal_bytes="512MiB")
+WEATHER = Weather(latency_max_s=0.005, stall_max_s=0.1, stall_chance=0.005)
 
 
 def prepare(site: Site, names: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ class Load:
 def test_cascade_survives_kills(victim: str, seed: int) -> None:
     random = chance(seed, f"crash-{victim}")
     names = ("C", "A", "B")
-    with Site(names, SETTINGS) as site, reported(site, seed=seed, victim=victim):
+    with Site(names, SETTINGS, WEATHER, chance(seed, "weather")) as site, reported(site, seed=seed, victim=victim):
         site.start()
         prepare(site, names)
         with Load(site, seed) as load:
