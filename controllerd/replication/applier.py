@@ -106,20 +106,22 @@ class DomainApplier:
 
     def _rebuild(self) -> None:
         """Make the plan anew from what the groups have applied and what they hold."""
-        first = 1
-        if self.mode == "sequence" and self._members:
-            first = 1 + max(max(member.group.applied_time, member.base_time) for member in self._members.values())
         heads: list[int] = []
+        reached: list[int] = []
         plan = ApplyDomain(self.mode, self.order)
         for name, member in self._members.items():
             group = member.group
-            plan.add_group(name, group.applied_seq, max(group.applied_time, member.base_time))
+            time = max(group.applied_time, member.base_time)
+            plan.add_group(name, group.applied_seq, time)
             records = [
                 (entry.time, entry.sequence, entry.kind) for entry in group.pending if entry.sequence <= member.fed
             ]
             plan.arrive_many(name, records)
             heads += [record[0] for record in records[:1]]
-        plan.next_number = min([first, *heads])
+            reached.append(time)
+        # Never too high: a number below the next one could never be applied. Too low is mended by passing numbers.
+        running = self.mode == "sequence" and self._plan.mode == "sequence" and self._plan.next_number > 1
+        plan.next_number = min([self._plan.next_number if running else 1 + min(reached, default=0), *heads])
         self._plan = plan
         self.wake()
 

@@ -116,11 +116,14 @@ class PairRecord:
         return found
 
     def note_run(self, first: int, incarnation: int) -> bool:
-        """Records from ``first`` on come from ``incarnation``; returns whether that is new."""
-        if self.incarnation_of(first) == incarnation:
+        """The record ``first``, the next one, comes from ``incarnation``; returns whether the record changed."""
+        # What was noted beyond was never journaled: a crash came between.
+        runs = [run for run in self.runs if run[0] < first]
+        if not runs or runs[-1][1] != incarnation:
+            runs.append((first, incarnation))
+        if runs == self.runs:
             return False
-        self.runs = [run for run in self.runs if run[0] < first][-RUNS_KEPT:]
-        self.runs.append((first, incarnation))
+        self.runs = runs[-RUNS_KEPT:]
         return True
 
     def document(self) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class PrimaryPair:
         self.sender.attach(link, pull, record.start_seq)
         self.sender.heartbeat()
         if first:
-            self._context.report("pair-connected", {"pair": record.spec.identity, "next": next_seq})
+            facts: dict[str, object] = {"pair": record.spec.identity, "role": Role.PRIMARY.value, "next": next_seq}
+            self._context.report("pair-connected", facts)
             if self.mirror is not None:
                 self.mirror.connected()
 
@@ -231,7 +232,8 @@ class PrimaryPair:
 
     def session_changed(self) -> None:
         if not self.sender.connected:
-            self._context.report("pair-disconnected", {"pair": self.record.spec.identity, "role": Role.PRIMARY.value})
+            facts: dict[str, object] = {"pair": self.record.spec.identity, "role": Role.PRIMARY.value}
+            self._context.report("pair-disconnected", {**facts, "reason": self.sender.reason})
 
     def failed(self, error: RemoteCopyError) -> None:
         self.suspend(PairEvent.FAIL, str(error))

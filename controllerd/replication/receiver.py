@@ -167,6 +167,8 @@ class Receiver:
                 self.reason = await self._session(facts)
             except (RemoteCopyError, FrameError) as error:
                 self.reason = str(error)
+            finally:
+                self._events.session_changed()
             if self.intake.next_seq != before:
                 self._backoff.reset()
             with contextlib.suppress(TimeoutError):
@@ -211,7 +213,6 @@ class Receiver:
                 link.close("session over")
             self._answers.clear()
             self.connected_since = None
-            self._events.session_changed()
 
     async def _pull(self, link: Link, facts: PullFacts, index: int) -> Accept | Refuse:
         intake = self.intake
@@ -219,6 +220,8 @@ class Receiver:
         link.on_lost = self._lost
         answer: asyncio.Future[Accept | Refuse] = asyncio.get_running_loop().create_future()
         self._answers[link] = answer
+        if link.closed:  # lost in the turn between the handshake and now
+            raise Unreachable(f"{self.peer}: {link.reason}")
         fresh = not facts.generation
         pull = Pull(
             facts.pair, facts.group, facts.generation, facts.incarnation,

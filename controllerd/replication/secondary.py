@@ -40,6 +40,7 @@ class SecondaryPair:
         """Why nothing that arrives can be journaled, for people."""
         self._context = context
         self._told = False
+        self._connected = False
         self._fencing: asyncio.Task[None] | None = None
         settings = context.settings
         self.intake: AsyncIntake | SyncIntake
@@ -109,8 +110,8 @@ class SecondaryPair:
 
     async def adopt(self, accept: Accept) -> None:
         """First contact: take over the primary's generation and position, durably (nothing was received before)."""
+        # Meanwhile the group stays in its domain and holds the others back: what it will bring is not known yet.
         record, storage = self.record, self._context.storage
-        self.domain.remove(self.group.name)
         if record.spec.mode == "sync":
             await storage.change_role(self.group, Role.SECONDARY, last_origin=accept.start_seq)
         else:
@@ -153,16 +154,15 @@ class SecondaryPair:
         self._told = not self.active
 
     def session_changed(self) -> None:
-        record = self.record
-        if self.receiver.connected:
-            if record.in_doubt:
-                self._context.report("pair-resuming-in-doubt", {"pair": record.spec.identity})
-            self._context.report("pair-connected", {"pair": record.spec.identity, "next": self.intake.next_seq})
-        elif self.receiver.sessions:
-            self._context.report(
-                "pair-disconnected",
-                {"pair": record.spec.identity, "role": Role.SECONDARY.value, "reason": self.receiver.reason},
-            )
+        record, connected = self.record, self.receiver.connected
+        if connected == self._connected:
+            return
+        self._connected = connected
+        facts: dict[str, object] = {"pair": record.spec.identity, "role": Role.SECONDARY.value}
+        if connected:
+            self._context.report("pair-connected", {**facts, "next": self.intake.next_seq, "in_doubt": record.in_doubt})
+        else:
+            self._context.report("pair-disconnected", {**facts, "reason": self.receiver.reason})
 
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":
@@ -268,6 +268,8 @@ class SecondaryPair:
                 answer.set_exception(FrameError(reason))
 
         link.on_frames, link.on_lost = frames, lost
+        if link.closed:  # lost in the turn between the handshake and now
+            raise FrameError(link.reason)
         link.send(order.encode())
         try:
             async with asyncio.timeout(self._context.settings.handshake_timeout_s):

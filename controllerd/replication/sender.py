@@ -100,6 +100,8 @@ class Sender:
         self.connected_since: int | None = None
         self.last_contact: int | None = None
         self.sent_frames = 0
+        self.reason = "not connected yet"
+        """Why the last session ended, for people."""
         self._events = events
         self._clock = clock
         self._scheduled = False
@@ -158,6 +160,7 @@ class Sender:
         session, self.session = self.session, None
         if session is None:
             return
+        self.reason = reason
         for link in session.links:
             link.on_lost = _ignore
             link.on_frames = _ignore_frames

@@ -89,7 +89,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         connected=sender.connected,
         connected_since=sender.connected_since,
         last_contact=sender.last_contact,
-        link_reason="" if sender.connected else f"waiting for {record.peer} to connect",
+        link_reason="" if sender.connected else f"waiting for {record.peer} to connect ({sender.reason})",
         blocked=pair.mirror is not None and pair.mirror.blocked,
         written=Position(group.last_seq, group.last_time),
         transferred=Position(sender.transferred_seq, sender.time_at(sender.transferred_seq)),

@@ -57,7 +57,11 @@ class Ticker:
         if self._write_time.source == "sequence":
             # Numbers leave no gaps, so ticks say nothing new, unless numbers went to groups without a pair.
             return [group for group in quiet if wanted(group)]
-        if any(group.last_time <= self._newest or wanted(group) for group in quiet):
+        asked = any(wanted(group) for group in quiet)
+        if asked:
+            # The last tick did not help (the secondary's line is ahead of it): the time moves even if nothing used it.
+            self._write_time.observe(self._write_time.last)
+        if asked or any(group.last_time <= self._newest for group in quiet):
             return quiet  # all or none: a tick that is later than the others' last time would be left over
         return []
 

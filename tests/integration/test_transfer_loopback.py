@@ -9,7 +9,7 @@ import pytest
 
 from controllerd.model.errors import ReadOnly
 from controllerd.model.pair_state import Role
-from tests.integration.transfer_site import Site, connect, pair, until
+from tests.integration.transfer_site import Site, caught_up, connect, pair, until
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def test_async_pair_brings_every_write_to_the_secondary(sites: list[Site])
     identity = await pair(a, "g", b)
     for index in range(200):
         await a.write("vw"[index % 2], index % 50, b"%d" % index)
-    await until(lambda: b.group("g").applied_seq >= 200)
+    await caught_up(a, b, "g")
     assert await b.image("v") == await a.image("v")
     assert await b.image("w") == await a.image("w")
     with pytest.raises(ReadOnly):
@@ -48,7 +48,7 @@ async def test_sync_write_is_acknowledged_when_the_secondary_has_it(sites: list[
         assert a.group("g").last_origin >= index + 1
     await c.flush("v")
     assert a.group("g").durable_seq >= 50
-    await until(lambda: a.group("g").applied_mark[2] >= 50)
+    await caught_up(c, a, "g")
     assert await a.image("v") == await c.image("v")
 
 
@@ -61,8 +61,8 @@ async def test_cascade_and_takeover_at_the_last_site(sites: list[Site]) -> None:
         await pair(a, group, b)
     for index in range(100):
         await c.write("vw"[index % 2], index // 2, b"%d" % index)
-    await until(lambda: b.pairs.status()[0].pending_writes == 0 and b.group("g").applied_seq >= 50)
-    await until(lambda: b.group("h").applied_seq >= 50)
+    await caught_up(c, a, "g", "h")
+    await caught_up(a, b, "g", "h")
     await c.crash()
     await a.crash()
     report = await b.pairs.takeover("default")

@@ -14,7 +14,7 @@ from controllerd.model.errors import BadOrder, Conflict, MirrorLost, NotFound, R
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.pair_record import PairVolume
 from controllerd.replication.pairs import PairManager
-from tests.integration.transfer_site import MIB, Site, connect, pair, spec, until
+from tests.integration.transfer_site import MIB, Site, caught_up, connect, pair, spec, until
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ async def test_deleted_pair_leaves_two_ordinary_groups(sites: tuple[Site, Site])
     a, b = sites
     identity = await pair(a, "g", b)
     await a.write("v", 1, b"one")
-    await until(lambda: b.group("g").applied_seq >= 1)
+    await caught_up(a, b, "g")
     await a.pairs.delete(identity)
     await until(lambda: state(b.pairs) == PairState.PSUE)
     assert "deleted at A" in reason(b.pairs)
@@ -145,7 +145,7 @@ async def test_secondary_created_first_waits_for_its_primary(sites: tuple[Site, 
     await b.start()
     await a.pairs.create(Role.PRIMARY, order)
     await a.write("v", 0, b"x")
-    await until(lambda: b.group("g").applied_seq >= 1)
+    await caught_up(a, b, "g")
 
 
 # ---- split, failure and contact --------------------------------------------------------
@@ -333,7 +333,7 @@ async def test_block_fails_writes_until_the_secondary_has_caught_up(sites: tuple
     await b.start()
     await until(lambda: a.group("g").write_error is None)
     await a.write("v", 2, b"again")
-    await until(lambda: b.group("g").applied_mark[2] >= 2)
+    await caught_up(a, b, "g")
     assert await b.get("v", 0) == b"in doubt"
 
 
@@ -359,7 +359,7 @@ async def test_old_primary_is_fenced_also_after_its_restart(sites: tuple[Site, S
     a, b = sites
     identity = await pair(a, "g", b)
     await a.write("v", 0, b"x")
-    await until(lambda: b.group("g").applied_seq >= 1)
+    await caught_up(a, b, "g")
     await a.crash()
     await b.pairs.takeover()
     await b.crash()

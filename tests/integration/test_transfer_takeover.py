@@ -13,7 +13,7 @@ from controllerd.model.errors import NotFound, ReadOnly
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.settings import Endpoint, PeerSettings
 from tests.integration.transfer_proxy import Proxy
-from tests.integration.transfer_site import Site, connect, pair, spec, until
+from tests.integration.transfer_site import Site, caught_up, connect, pair, spec, until
 
 
 class Duo:
@@ -72,7 +72,7 @@ async def check_prefix(site: Site, count: int) -> int:
 async def test_nothing_later_is_shown_without_what_was_earlier(duo: Duo) -> None:
     a, b = duo.a, duo.b
     await write_some(a, 20)
-    await until(lambda: duo.arrived() and b.group("h").applied_seq >= 10)
+    await caught_up(a, b, "g", "h")
     await duo.hold_back("h")
     await write_some(a, 20, 20)
     await until(lambda: b.group("g").durable_seq >= a.group("g").last_seq)
@@ -324,8 +324,7 @@ async def test_numbers_of_groups_without_a_pair_do_not_stop_the_others(tmp_path:
         a.storage.create_volume("x", 1 << 20, pool="pool", group="alone")
         for index in range(20):
             await a.write("vxw"[index % 3], index, b"%d" % index)
-        await until(lambda: all(b.group(name).applied_seq >= 6 for name in "gh"))
-        await until(lambda: duo.arrived() and not any(len(b.group(name).pending) for name in "gh"))
+        await caught_up(a, b, "g", "h")
         assert await b.image("w") == await a.image("w")
 
     await run_with_source(tmp_path, "sequence", "time", act)

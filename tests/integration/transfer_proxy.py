@@ -55,6 +55,9 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(5):  # what the loop has accepted and not yet handed on comes in the next turns
+            self.cut()
+            await asyncio.sleep(0)
 
     def cut(self) -> None:
         """Reset every connection."""

@@ -221,3 +221,11 @@ async def pair(primary: Site, group: str, secondary: Site, **options: Any) -> st
     await primary.pairs.create(Role.PRIMARY, order)
     await until(lambda: primary.pairs.primaries[order.identity].sender.connected)
     return order.identity
+
+
+async def caught_up(primary: Site, secondary: Site, *groups: str) -> None:
+    """Wait until the secondary shows everything that the primary's groups have now."""
+    for name in groups:
+        last = primary.group(name).last_seq
+        intake = secondary.pairs.secondaries[f"{primary.name}:{name}-{secondary.name}:{name}"].intake
+        await until(lambda intake=intake, last=last: intake.applied_seq >= last, primary, secondary)  # type: ignore[misc]

@@ -1,0 +1,97 @@
+"""Messages of the transfer path: read back as sent; anything else is a FrameError."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controllerd.replication.frames import HEADER_SIZE, FrameError, FrameFlag
+from controllerd.replication.messages import (
+    MAX_TEXT,
+    Accept,
+    Ack,
+    Fence,
+    Fenced,
+    Heartbeat,
+    Hello,
+    Notice,
+    Pull,
+    Refuse,
+    decode_ack_untrusted,
+    decode_heartbeat_untrusted,
+)
+
+KINDS: list[Any] = [Hello, Pull, Accept, Refuse, Fence, Fenced, Notice]
+WRONG: list[Any] = [None, [], {}, -1, 2**64, True, 1.5, "x" * (MAX_TEXT + 1)]
+numbers = st.integers(0, 2**64 - 1)
+
+
+def example(kind: Any) -> Any:
+    return kind(**{item.name: "text" if item.type == "str" else 5 for item in fields(kind)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_message_is_read_back_as_sent(kind: Any) -> None:
+    message = example(kind)
+    assert kind.decode_untrusted(memoryview(message.encode()[HEADER_SIZE:])) == message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_message_with_a_missing_or_wrong_field_is_refused(kind: Any) -> None:
+    document = json.loads(example(kind).encode()[HEADER_SIZE:])
+    for name in document:
+        for wrong in WRONG:
+            changed = json.dumps({**document, name: wrong}).encode()
+            with pytest.raises(FrameError):
+                kind.decode_untrusted(memoryview(changed))
+        with pytest.raises(FrameError):
+            kind.decode_untrusted(memoryview(json.dumps({k: v for k, v in document.items() if k != name}).encode()))
+
+
+def test_field_of_a_newer_version_is_ignored() -> None:
+    document = {"pair": "p", "something": [1, 2]}
+    assert Fenced.decode_untrusted(memoryview(json.dumps(document).encode())) == Fenced("p")
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused_with_the_formats_own_error(garbage: bytes) -> None:
+    for kind in KINDS:
+        with pytest.raises(FrameError):
+            kind.decode_untrusted(memoryview(garbage))
+    with pytest.raises(FrameError):
+        decode_heartbeat_untrusted(memoryview(garbage + bytes(33)))
+
+
+def test_deep_json_is_refused() -> None:
+    with pytest.raises(FrameError):
+        Notice.decode_untrusted(memoryview(b"[" * 4000))
+
+
+def test_long_reason_is_cut_not_refused() -> None:
+    frame = Notice("fail", "x" * 4000).encode()
+    assert len(Notice.decode_untrusted(memoryview(frame[HEADER_SIZE:])).reason) == MAX_TEXT
+
+
+@given(numbers, numbers, numbers, numbers, numbers, st.booleans())
+def test_ack_is_read_back_or_refused_when_it_contradicts_itself(
+    received: int, durable: int, applied: int, applied_time: int, credit: int, tick_wanted: bool
+) -> None:
+    ack = Ack(received, durable, applied, applied_time, credit, tick_wanted)
+    payload = memoryview(ack.encode()[HEADER_SIZE:])
+    flags = int(FrameFlag.TICK_WANTED) if tick_wanted else 0
+    if durable <= received and applied <= received:
+        assert decode_ack_untrusted(payload, flags) == ack
+    else:
+        with pytest.raises(FrameError):
+            decode_ack_untrusted(payload, flags)
+
+
+@given(numbers, numbers, numbers, numbers)
+def test_heartbeat_is_read_back_as_sent(last_seq: int, last_time: int, wall_ns: int, bytes_total: int) -> None:
+    beat = Heartbeat(last_seq, last_time, wall_ns, bytes_total)
+    assert decode_heartbeat_untrusted(memoryview(beat.encode()[HEADER_SIZE:])) == beat
