@@ -70,9 +70,15 @@ class Catalogue:
             except sqlite3.Error as error:
                 raise DiskFailed(f"catalogue: {error}") from error
 
+    def _rows(self, query: str, argument: object) -> list[Any]:
+        """All rows of a query; not in the middle of another thread's transaction."""
+        with self._lock:
+            return self._database.execute(query, (argument,)).fetchall()
+
     def get_fact(self, name: str) -> Any:
         """Return one fact, or None."""
-        row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", name)
+        row = rows[0] if rows else None
         return None if row is None else json.loads(row[0])
 
     def put_fact(self, name: str, value: Any) -> None:
@@ -82,7 +88,7 @@ class Catalogue:
 
     def get_documents(self, kind: str) -> dict[str, Document]:
         """Return every document of a kind, by name."""
-        rows = self._database.execute("SELECT name, document FROM documents WHERE kind = ? ORDER BY name", (kind,))
+        rows = self._rows("SELECT name, document FROM documents WHERE kind = ? ORDER BY name", kind)
         return {name: json.loads(text) for name, text in rows}
 
     def put_document(self, kind: str, name: str, document: Document) -> None:
@@ -99,8 +105,7 @@ class Catalogue:
 
     def load_map(self, volume_id: int) -> dict[int, bytes]:
         """Return the kept pages of a volume's map, by page number."""
-        rows = self._database.execute("SELECT page, entries FROM map_pages WHERE volume = ?", (volume_id,))
-        return dict(rows.fetchall())
+        return dict(self._rows("SELECT page, entries FROM map_pages WHERE volume = ?", volume_id))
 
     def delete_volume(self, name: str, volume_id: int) -> None:
         """Forget a volume and its map, together."""
@@ -120,5 +125,6 @@ class Catalogue:
             )
 
     def close(self) -> None:
-        """Close the database."""
-        self._database.close()
+        """Close the database, once no other thread is at work in it (SQLite would crash the process)."""
+        with self._lock:
+            self._database.close()
