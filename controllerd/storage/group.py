@@ -218,9 +218,9 @@ class Group:
         return any(entry.volume == key for entry in self.pending)
 
     def describe_fault(self) -> str | None:
-        """One line for people when the group cannot work as it should."""
+        """One line for people when the group cannot work as it should; passing states (Busy) are no faults."""
         error = self.read_error or self.journal.failed or self.write_error
-        return None if error is None else str(error)
+        return None if error is None or isinstance(error, Busy) else str(error)
 
     # ---- staging -----------------------------------------------------------
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from controllerd.model.errors import BadOrder, Conflict, DiskFailed, JournalFailed, NoSpace, NotFound, ReadOnly
+from controllerd.model.errors import BadOrder, Busy, Conflict, DiskFailed, JournalFailed, NoSpace, NotFound
 from controllerd.model.pair_state import Role
 from controllerd.model.write_time import Source, WriteTime, make_write_time
 from controllerd.storage.acknowledge import Durability
@@ -406,7 +406,7 @@ class StorageSystem:
         """
         refusals = {}
         for group in groups:
-            refusals[group.name] = (group.write_error, ReadOnly(f"group {group.name} is changing its role"))
+            refusals[group.name] = (group.write_error, Busy(f"group {group.name} is changing its role"))
             group.refuse_writes(refusals[group.name][1])
         try:
             await self.checkpointer.checkpoint()
