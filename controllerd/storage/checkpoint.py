@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
+from controllerd.storage.background import Background
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.pools import Pool
 
@@ -37,10 +38,11 @@ class Checkpointer:
         self._catalogue = catalogue
         self._interval_s = interval_s
         self.run_blocking = run_blocking
-        self._wake = asyncio.Event()
+        self._background = Background(interval_s, self._turn)
+        self.start = self._background.start
+        self.stop = self._background.stop
         self.lock = asyncio.Lock()
         """Held while a checkpoint is taken; whoever forgets groups or volumes holds it meanwhile."""
-        self._task: asyncio.Task[None] | None = None
         self._freed: list[tuple[Pool, int]] = []
         self.count = 0
 
@@ -50,32 +52,15 @@ class Checkpointer:
 
     def request(self) -> None:
         """Take a checkpoint soon."""
-        self._wake.set()
+        self._background.poke()
 
-    def start(self) -> None:
-        """Begin to take checkpoints in the background."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """Take no more in the background."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-
-    async def _run(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s):
-                    await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self.checkpoint()
-            except (RemoteCopyError, OSError) as error:
-                self._system.report("checkpoint-failed", {"error": str(error)})
-                await asyncio.sleep(min(1.0, self._interval_s))
-            self._system.check_overflow()
+    async def _turn(self) -> None:
+        try:
+            await self.checkpoint()
+        except (RemoteCopyError, OSError) as error:
+            self._system.report("checkpoint-failed", {"error": str(error)})
+            await asyncio.sleep(min(1.0, self._interval_s))
+        self._system.check_overflow()
 
     async def checkpoint(self, change: Callable[[], Sequence[Group]] | None = None) -> None:
         """Bring the disks and the catalogue up to what is visible now.

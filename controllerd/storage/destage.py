@@ -25,6 +25,7 @@ from typing_extensions import Buffer
 
 from controllerd.model.errors import DiskFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
+from controllerd.storage.background import Background
 from controllerd.storage.group import Group
 from controllerd.storage.io import IOV_MAX
 from controllerd.storage.layers import BLOCK, BLOCK_SHIFT, Layers, PartialBlock
@@ -59,40 +60,23 @@ class Destager:
         report: Callable[[str, dict[str, object]], None],
     ) -> None:
         self._group = group
-        self._age_s = age_s
         self._freed = freed
         self._announce = announce
         self._report = report
-        self._wake = asyncio.Event()
+        self._background = Background(age_s, self._turn)
+        self.start = self._background.start
+        self.stop = self._background.stop
         self._lock = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
         self._window: _Window | None = None
         self.windows = 0
         self.bytes_written = 0
-        group.on_layer_full = self._wake.set
+        group.on_layer_full = self._background.poke
 
-    def start(self) -> None:
-        """Begin to work in the background."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """Stop where it is; nothing is lost, the journal has it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-
-    async def _run(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._age_s):
-                    await self._wake.wait()
-            self._wake.clear()
-            if self._window is None and all(volume.layers.clean for volume in self._group.volumes.values()):
-                continue  # nothing but ticks: the next checkpoint is soon enough
-            with contextlib.suppress(RemoteCopyError):  # the group itself says that its journal failed
-                await self.destage()
+    async def _turn(self) -> None:
+        if self._window is None and all(volume.layers.clean for volume in self._group.volumes.values()):
+            return  # nothing but ticks: the next checkpoint is soon enough
+        with contextlib.suppress(RemoteCopyError):  # the group itself says that its journal failed
+            await self.destage()
 
     async def destage(self) -> None:
         """Put everything visible now on the disks (not synced).
