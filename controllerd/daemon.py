@@ -36,6 +36,7 @@ from controllerd.management.server import ApiServer, ApiSettings
 from controllerd.model.errors import Conflict, RemoteCopyError
 from controllerd.replication.pairs import PairManager
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
+from controllerd.storage.buffers import BufferPool
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
 from controllerd.storage.volume import Volume
@@ -76,11 +77,13 @@ class Controller:
         self._lock = lock_directory(config.controller.data_directory)
         rng = random.SystemRandom()
         self.storage = StorageSystem(storage_settings(config), SystemFiles(), clock=clock, report=self.report, rng=rng)
+        # What arrives from hosts and from peers ends in the same write cache.
+        chunks = BufferPool(config.storage.cache_bytes + config.storage.tail_bytes)
         self.replication = PairManager(
-            self.storage, replication_settings(config), clock=clock, rng=rng, report=self.report
+            self.storage, replication_settings(config, chunks), clock=clock, rng=rng, report=self.report
         )
         self.pairs = PairOrders(self.replication, self.name)
-        self.nbd = NbdServer(Exports(self.storage), nbd_settings(config), clock=clock, report=self.report)
+        self.nbd = NbdServer(Exports(self.storage), nbd_settings(config, chunks), clock=clock, report=self.report)
         self.api = ApiServer(
             create_app(self, GuardSettings(config.token(), config.management.max_body_bytes)), api_settings(config)
         )
@@ -176,14 +179,14 @@ def _listen(address: Address) -> Listen:
     return UnixListen(str(address.path)) if address.path is not None else TcpListen(address.host, address.port)
 
 
-def nbd_settings(config: Config) -> NbdSettings:
+def nbd_settings(config: Config, chunks: BufferPool) -> NbdSettings:
     """Map the configuration for the host port."""
     return NbdSettings(
         listen=tuple(_listen(address) for address in config.nbd.listen),
         max_connections=config.nbd.max_connections,
         handshake_timeout_s=config.nbd.handshake_timeout_s,
         shutdown_grace_s=config.controller.shutdown_grace_s,
-        chunk_bytes_max=config.storage.cache_bytes + config.storage.tail_bytes,
+        chunks=chunks,
         limits=Limits(payload_max=config.nbd.max_request_bytes, in_flight_max=config.nbd.max_in_flight),
     )
 
@@ -216,7 +219,7 @@ def _boot() -> str:
         return ""
 
 
-def replication_settings(config: Config) -> ReplicationSettings:
+def replication_settings(config: Config, chunks: BufferPool) -> ReplicationSettings:
     """Map the configuration for the transfer path.
 
     Raises:
@@ -249,6 +252,7 @@ def replication_settings(config: Config) -> ReplicationSettings:
         throttle_timeout_s=config.defaults.throttle_timeout_s,
         order=config.apply.order,
         slice_records=config.apply.slice_records,
+        chunks=chunks,
     )
 
 

@@ -1,4 +1,4 @@
-"""Checking received records: the hot loop of the asynchronous receiver.
+"""Checking received records: the hot loop of the receiver.
 
 Owns: turning the payload of a DATA frame into entries, with every checksum, number and
 generation verified.
@@ -29,10 +29,11 @@ class Batch:
     """The records of one DATA frame: ``first`` to ``last``, numbers and times in order.
 
     ``raw`` is the payload, ``entries`` the records in it, ``arrivals`` the same for the apply
-    plan. ``runs`` are (first number, incarnation) for each run of records of one incarnation.
+    plan, ``seals`` their (flags, checksum of the data). ``runs`` are (first number,
+    incarnation) for each run of records of one incarnation.
     """
 
-    __slots__ = ("arrivals", "entries", "first", "last", "raw", "runs")
+    __slots__ = ("arrivals", "entries", "first", "last", "raw", "runs", "seals")
 
     def __init__(self, raw: memoryview, first: int) -> None:
         self.raw = raw
@@ -40,6 +41,7 @@ class Batch:
         self.last = first - 1
         self.entries: list[Entry] = []
         self.arrivals: list[Pending] = []
+        self.seals: list[tuple[int, int]] = []
         self.runs: list[tuple[int, int]] = []
 
 
@@ -51,7 +53,7 @@ def parse_batch_untrusted(raw: memoryview, first: int, count: int, generation: i
     """
     batch = Batch(raw, first)
     unpack, check = HEADER.unpack_from, crc32c
-    entry_append, arrival_append = batch.entries.append, batch.arrivals.append
+    entry_append, arrival_append, seal_append = batch.entries.append, batch.arrivals.append, batch.seals.append
     make = Entry._make
     position, end, expected = 0, len(raw), first
     latest = incarnation = -1
@@ -59,7 +61,7 @@ def parse_batch_untrusted(raw: memoryview, first: int, count: int, generation: i
         start = position + HEADER_SIZE
         if start > end:
             raise _wrong(expected, "header is cut short")
-        (magic, version, kind, _, record_generation, record_incarnation, data_crc, volume, length,
+        (magic, version, kind, flags, record_generation, record_incarnation, data_crc, volume, length,
          sequence, time, _, offset, _, origin, header_crc) = unpack(raw, position)  # fmt: skip
         if magic != MAGIC or check(raw[position : position + _CHECKED]) != header_crc:
             raise _wrong(expected, "header is damaged")
@@ -86,6 +88,7 @@ def parse_batch_untrusted(raw: memoryview, first: int, count: int, generation: i
             incarnation = record_incarnation
             batch.runs.append((sequence, incarnation))
         arrival_append((time, sequence, kind))
+        seal_append((flags, data_crc))
         latest = time
         expected += 1
     if expected != first + count or not count:

@@ -35,6 +35,7 @@ from crc32c import crc32c
 
 from controllerd.model.records import HEADER_SIZE as RECORD_HEADER_SIZE
 from controllerd.model.records import MAX_DATA
+from controllerd.storage.buffers import BufferPool
 
 MAGIC: Final = 0x58544352  # "RCTX" in stream order
 VERSION: Final = 1
@@ -59,6 +60,7 @@ MAX_MESSAGE: Final = 4096
 MAX_DATA_PAYLOAD: Final = (1 << 20) + MAX_DATA + RECORD_HEADER_SIZE
 """Most payload bytes of DATA: a journal read of 1 MiB may end with one record that goes beyond it."""
 CHUNK_BYTES: Final = 256 << 10
+_CHUNK_STEP: Final = 64 << 10
 
 
 class FrameType(enum.IntEnum):
@@ -122,17 +124,19 @@ def encode_data_header(generation: int, first: int, count: int, length: int) -> 
 class FrameReader:
     """Finds frames in a byte stream: fill `buffer`, call `received`, take the frames.
 
-    Memory is handed out in chunks that are filled once: payloads of DATA are kept by
-    caches long after. Until `trust` is called only the small frames of the handshake are
+    Memory is handed out in chunks of ``chunks`` that are filled once: payloads of DATA are
+    kept by caches long after. Until `trust` is called only the small frames of the handshake are
     accepted, so an unauthenticated peer cannot make it allocate anything. After an error
     it stays in error.
     """
 
-    __slots__ = ("_end", "_error", "_limits", "_start", "_view")
+    __slots__ = ("_chunk", "_chunks", "_end", "_error", "_limits", "_start", "_view")
 
-    def __init__(self) -> None:
+    def __init__(self, chunks: BufferPool) -> None:
         self._limits = _BEFORE_PROOF
-        self._view = memoryview(bytearray(2 * (MAX_MESSAGE + HEADER_SIZE)))
+        self._chunks = chunks
+        self._chunk = bytearray(2 * (MAX_MESSAGE + HEADER_SIZE))
+        self._view = memoryview(self._chunk)
         self._start = 0
         self._end = 0
         self._error: FrameError | None = None
@@ -195,10 +199,21 @@ class FrameReader:
     def _begin_chunk(self, wanted: int) -> None:
         """Go on in fresh memory that has room for ``wanted`` bytes from the start of the unfinished frame.
 
-        A long frame gets a chunk of exactly its size: what caches keep of it keeps nothing else alive.
+        A long frame gets a chunk of about its size: what caches keep of it keeps little else alive.
         """
-        rest = self._view[self._start : self._end]
-        usual = CHUNK_BYTES if self._limits is _LIMITS else 2 * MAX_MESSAGE
-        chunk = memoryview(bytearray(wanted if 4 * wanted > usual else usual))
-        chunk[: len(rest)] = rest
-        self._view, self._start, self._end = chunk, 0, len(rest)
+        trusted = self._limits is _LIMITS
+        usual = CHUNK_BYTES if trusted else 2 * MAX_MESSAGE
+        size = -(-wanted // _CHUNK_STEP) * _CHUNK_STEP if 4 * wanted > usual else usual
+        chunk = self._chunks.take(size) if trusted else bytearray(size)
+        view = memoryview(chunk)
+        rest = self._end - self._start
+        view[:rest] = self._view[self._start : self._end]
+        self.close()
+        self._chunk, self._view, self._start, self._end = chunk, view, 0, rest
+
+    def close(self) -> None:
+        """Give the memory back; payloads that were handed out stay valid. Nothing can be received any more."""
+        self._view = memoryview(b"")
+        retired, self._chunk = self._chunk, bytearray()
+        if len(retired) >= CHUNK_BYTES >> 2:
+            self._chunks.retire(retired)

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from controllerd.model.apply_plan import Pending
 from controllerd.model.arrival import Arrival
 from controllerd.model.errors import Busy, Corrupt, NoSpace, RemoteCopyError
-from controllerd.model.records import Kind, Record, RecordError, iterate_untrusted
+from controllerd.model.records import Kind
 from controllerd.replication.batch import Batch, parse_batch_untrusted
 from controllerd.replication.frames import MAX_DATA_PAYLOAD, Frame
 from controllerd.replication.ports import GroupPort
@@ -243,7 +243,7 @@ class SyncIntake:
         self._group = group
         self._events = events
         self._interval_s = interval_s
-        self._queue: deque[Record] = deque()
+        self._queue: deque[Batch] = deque()
         self._queued_bytes = 0
         self._marks: deque[tuple[int, int, int, list[Pending]]] = deque()  # own number, origin, bytes, arrivals
         self._undurable_bytes = 0
@@ -292,26 +292,12 @@ class SyncIntake:
 
     def take_untrusted(self, frame: Frame, generation: int) -> None:
         self.received_bytes += len(frame.payload)
-        expected = frame.first
-        if expected > self._expected or not frame.records:
-            raise Corrupt(f"frame from record {expected} on where {self._expected} has to come")
-        records: list[Record] = []
-        try:
-            for _, record in iterate_untrusted(frame.payload):
-                if record.sequence != expected or record.generation != generation:
-                    raise Corrupt(
-                        f"record {record.sequence} of generation {record.generation}"
-                        f" where {expected} of {generation} has to come"
-                    )
-                expected += 1
-                records.append(record)
-        except RecordError as error:
-            raise Corrupt(f"received record {expected}: {error}") from error
-        if expected != frame.first + frame.records:
-            raise Corrupt(f"frame with {expected - frame.first} records, its header says {frame.records}")
-        self._expected = max(self._expected, expected)
-        self._queue.extend(records)
-        self._queued_bytes += len(frame.payload)
+        if frame.first > self._expected:
+            raise Corrupt(f"frame from record {frame.first} on where {self._expected} has to come")
+        batch = parse_batch_untrusted(frame.payload, frame.first, frame.records, generation)
+        self._expected = max(self._expected, batch.last + 1)
+        self._queue.append(batch)
+        self._queued_bytes += len(batch.raw)
         if self._retry is None:
             self._drain()
 
@@ -323,15 +309,16 @@ class SyncIntake:
         stalled: RemoteCopyError | None = None
         try:
             while queue:
-                record = queue[0]
-                if record.sequence > group.last_origin:  # else it is here already (I2)
-                    if record.incarnation != self._incarnation:
-                        self._events.received_run(record.sequence, record.incarnation)
-                        self._incarnation = record.incarnation
-                    sequence = group.stage_upstream(record)
-                    arrivals.append((group.last_time, sequence, record.kind))
+                batch = queue[0]
+                here = group.last_origin + 1 - batch.first  # so many of it are here already (I2)
+                if batch.last > group.last_origin:
+                    self._note_runs(batch, group.last_origin + 1)
+                    entries, seals = batch.entries, batch.seals
+                    if here > 0:
+                        entries, seals = entries[here:], seals[here:]
+                    group.stage_upstream(entries, seals, arrivals)
                 queue.popleft()
-                size += record.size
+                size += len(batch.raw)
         except (Busy, NoSpace) as error:
             stalled = error
             self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._drain)
@@ -355,6 +342,14 @@ class SyncIntake:
         elif self._timer is None and self._marks:
             self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._interval_over)
         self._events.progressed()
+
+    def _note_runs(self, batch: Batch, needed: int) -> None:
+        """Report the runs of the primary in the part of ``batch`` from record ``needed`` on."""
+        for index, (first, incarnation) in enumerate(batch.runs):
+            end = batch.runs[index + 1][0] if index + 1 < len(batch.runs) else batch.last + 1
+            if incarnation != self._incarnation and end > needed:
+                self._events.received_run(max(first, needed), incarnation)
+                self._incarnation = incarnation
 
     def local_tick(self, time: int) -> None:
         """The upstream link is down: promise downstream that nothing older than ``time`` follows (spec §4.3)."""

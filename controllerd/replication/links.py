@@ -21,6 +21,7 @@ from controllerd.model.errors import NotAuthorised, RemoteCopyError, Unreachable
 from controllerd.replication.auth import Handshake, Peer
 from controllerd.replication.frames import Frame, FrameError, FrameReader
 from controllerd.replication.settings import ReplicationSettings
+from controllerd.storage.buffers import BufferPool
 
 WRITE_HIGH_BYTES: Final = 2 << 20
 """Bytes in a connection's send buffer above which nothing more is handed to it."""
@@ -39,7 +40,13 @@ class Link(asyncio.BufferedProtocol):
         on_frames, on_lost, on_writable: set by who takes the link over. ``on_lost`` is called once.
     """
 
-    def __init__(self, handshake: Handshake, loop: asyncio.AbstractEventLoop, acceptor: Acceptor | None = None) -> None:
+    def __init__(
+        self,
+        handshake: Handshake,
+        loop: asyncio.AbstractEventLoop,
+        chunks: BufferPool,
+        acceptor: Acceptor | None = None,
+    ) -> None:
         self.peer: Peer | None = None
         self.writable = True
         self.closed = False
@@ -52,7 +59,7 @@ class Link(asyncio.BufferedProtocol):
         self._loop = loop
         self._acceptor = acceptor
         self._handshake: Handshake | None = handshake
-        self._reader = FrameReader()
+        self._reader = FrameReader(chunks)
         self._transport: asyncio.Transport | None = None
         self._linger: asyncio.TimerHandle | None = None
 
@@ -104,6 +111,7 @@ class Link(asyncio.BufferedProtocol):
             self.reason = str(exc) or repr(exc)
         self.closed = True
         self._transport = None
+        self._reader.close()
         if self._linger is not None:
             self._linger.cancel()
         if not self.ready.done():
@@ -204,7 +212,7 @@ async def dial(settings: ReplicationSettings, peer: str) -> Link:
     if target is None:
         raise Unreachable(f"no peer named {peer} is configured")
     loop = asyncio.get_running_loop()
-    link = Link(_handshake(settings, dialler=True), loop)
+    link = Link(_handshake(settings, dialler=True), loop, settings.chunks)
     tls = settings.client_tls
     name = peer if tls is not None else None
     endpoint = target.endpoint
@@ -290,7 +298,8 @@ class Acceptor:
                 await server.wait_closed()
 
     def _make_link(self) -> Link:
-        link = Link(_handshake(self._settings, dialler=False), asyncio.get_running_loop(), self)
+        settings = self._settings
+        link = Link(_handshake(settings, dialler=False), asyncio.get_running_loop(), settings.chunks, self)
         link.on_frames = self._first_frames
         return link
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from controllerd.replication.auth import NONCE_BYTES
+from controllerd.storage.buffers import BufferPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class ReplicationSettings:
     mirror_sync_interval_s: float = 0.1
     order: Literal["time", "sequence"] = "time"
     slice_records: int = 256
+    chunks: BufferPool = field(default_factory=lambda: BufferPool(64 << 20))
+    """Receive memory that is remembered for reuse; somebody else trims it."""
 
     def __post_init__(self) -> None:
         if self.shared_key is None and self.server_tls is None and (self.listen is not None or self.peers):

@@ -56,6 +56,7 @@ from controllerd.storage.received import Applied, check_received, reserve, reser
 from controllerd.storage.volume import Volume
 
 _WRITE: Final = int(Kind.WRITE)
+_TICK: Final = int(Kind.TICK)
 _HOST_TIME: Final = int(Flag.HOST_TIME)
 RECOVERED: Final = "recovered"
 """Consumer that stands for all consumers of the run before, until they say themselves what they have."""
@@ -128,7 +129,9 @@ class Group:
         self._next = self.last_seq
         self._iov: list[Buffer] = []
         self._iov_size = 0
-        self._staged: list[tuple[Volume | None, int, int, int, int, memoryview | None, int]] = []
+        self._staged: list[tuple[Volume | None, int, int, int, memoryview | None]] = []
+        self._received: list[Entry] = []
+        """What is staged at a secondary, instead of ``_staged``."""
         self._accept_waiters: list[Callable[[], None]] = []
         self.acks = acks = Acknowledgement(journal, facts.durability, self.last_seq)
         self.when_complete = acks.when_complete
@@ -263,7 +266,7 @@ class Group:
         )  # fmt: skip
         self._iov += (body + HEADER_CRC.pack(crc32c(body)), data)
         self._iov_size += size
-        self._staged.append((volume, _WRITE, offset, length, time, data, 0))
+        self._staged.append((volume, _WRITE, offset, length, data))
         return sequence
 
     def _stage_long(self, volume: Volume, offset: int, data: memoryview, carried: int | None) -> int:
@@ -309,53 +312,67 @@ class Group:
         sequence = self._next
         for start in range(0, length, MAX_RANGE):
             time = max(self.write_time.stamp(self.clock(), carried), self.last_time)
-            sequence = self._stage_record(kind, volume, offset + start, min(MAX_RANGE, length - start), time, b"", 0)
+            sequence = self._stage_record(kind, volume, offset + start, min(MAX_RANGE, length - start), time)
         return sequence
 
     def stage_tick(self, time: int) -> int:
         """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
         if self._iov_size + HEADER_SIZE > self.journal.room:
             raise self._no_room(HEADER_SIZE)
-        return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time), b"", 0)
+        return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time))
 
-    def stage_upstream(self, record: Record) -> int:
-        """Stage a record that the synchronous primary sent: own number, its write time (spec §4.4, RC ¶57-59).
+    def stage_upstream(
+        self, entries: Sequence[Entry], seals: Sequence[tuple[int, int]], arrivals: list[tuple[int, int, int]]
+    ) -> None:
+        """Stage what the synchronous primary sent: own numbers, its write times (spec §4.4, RC ¶57-59).
 
-        Records up to `last_origin` are duplicates and return the present last number.
+        ``entries`` continue ``last_origin`` without a gap; ``seals`` are their (flags,
+        checksum of the data). (time, own number, kind) of each is added to ``arrivals``.
+
+        When it raises, the entries before the one that could not be staged are staged.
 
         Raises:
-            NoSpace: the pool or journal has no room; nothing was staged.
-            Corrupt: the record names a volume that is not in the group, or a range beyond its end.
+            NoSpace: the pool or journal has no room.
+            Corrupt: a record names a volume that is not in the group, or a range beyond its end.
+            BadOrder: a record's time is too late.
         """
-        if record.sequence <= self.last_origin:
-            return self._next
-        volume = check_received(self, record.kind, record.volume, record.offset, record.length)
-        if self._iov_size + record.size > self.journal.room:
-            raise self._no_room(record.size)
-        if volume is not None:
-            reserve(volume, record.kind, record.offset, record.length)
-        times = self.write_time
-        pass_on = times.pass_on_tick if record.kind == Kind.TICK else times.pass_on
-        time = max(pass_on(record.time, self.clock()), self.last_time)
-        sequence = self._stage_record(
-            Kind(record.kind), volume, record.offset, record.length, time, record.data, record.sequence, record.flags
-        )
-        self.last_origin = record.sequence
-        return sequence
+        now, times = self.clock(), self.write_time
+        pass_on, pass_on_tick = times.pass_on, times.pass_on_tick
+        generation, incarnation, durable = self.generation, self.incarnation, self.acks.durable.reached
+        pack, pack_crc, make = HEADER_BODY.pack, HEADER_CRC.pack, Entry._make
+        iov, add, arrived = self._iov, self._received.append, arrivals.append
+        room, size = self.journal.room, self._iov_size
+        sequence, last_time, last_origin = self._next, self.last_time, self.last_origin
+        try:
+            for (origin, carried, kind, key, offset, length, _, data), (flags, data_crc) in zip(
+                entries, seals, strict=True
+            ):
+                after = size + HEADER_SIZE + (0 if data is None else length)
+                if after > room:
+                    raise self._no_room(after - size)
+                volume = check_received(self, kind, key, offset, length)
+                if volume is not None:
+                    reserve(volume, kind, offset, length)
+                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)
+                if time > last_time:
+                    last_time = time
+                sequence += 1
+                body = pack(
+                    MAGIC, VERSION, kind, flags, generation, incarnation, data_crc, key, length,
+                    sequence, last_time, durable, offset, 0, origin,
+                )  # fmt: skip
+                iov += (body + pack_crc(crc32c(body)), b"" if data is None else data)
+                add(make((sequence, last_time, kind, key, offset, length, origin, data)))
+                arrived((last_time, sequence, kind))
+                size, last_origin = after, origin
+        finally:
+            self._iov_size, self._next, self.last_time, self.last_origin = size, sequence, last_time, last_origin
 
-    def _stage_record(
-        self,
-        kind: Kind,
-        volume: Volume | None,
-        offset: int,
-        length: int,
-        time: int,
-        data: Buffer,
-        origin: int,
-        flags: int = 0,
-    ) -> int:
+    def _stage_record(self, kind: Kind, volume: Volume | None, offset: int, length: int, time: int) -> int:
+        """Stage a record without data."""
         self._next += 1
         self.last_time = time
+        key = 0 if volume is None else volume.key
         header = encode_header(
             kind,
             sequence=self._next,
@@ -363,17 +380,16 @@ class Group:
             generation=self.generation,
             incarnation=self.incarnation,
             durable=self.acks.durable.reached,
-            flags=flags,
-            volume=0 if volume is None else volume.key,
+            volume=key,
             offset=offset,
             length=length,
-            data_crc=crc32c(data) if kind == Kind.WRITE else 0,
-            origin=origin,
         )
-        self._iov += (header, data)
-        self._iov_size += HEADER_SIZE + (length if kind == Kind.WRITE else 0)
-        view = memoryview(data) if kind == Kind.WRITE else None
-        self._staged.append((volume, int(kind), offset, length, time, view, origin))
+        self._iov += (header, b"")
+        self._iov_size += HEADER_SIZE
+        if self.role is Role.PRIMARY:
+            self._staged.append((volume, int(kind), offset, length, None))
+        else:
+            self._received.append(Entry(self._next, time, int(kind), key, offset, length, 0, None))
         return self._next
 
     def commit(self) -> None:
@@ -382,12 +398,12 @@ class Group:
         Raises:
             JournalFailed: none of it counts; the group takes no more writes.
         """
-        staged = self._staged
-        if not staged:
+        staged, received = self._staged, self._received
+        if not staged and not received:
             return
         iov, size = self._iov, self._iov_size
         first = self.last_seq + 1
-        self._staged, self._iov, self._iov_size = [], [], 0
+        self._staged, self._received, self._iov, self._iov_size = [], [], [], 0
         try:
             self.journal.append(iov, size, first, self._next)
         except JournalFailed as error:
@@ -397,7 +413,7 @@ class Group:
         self.last_seq = self._next
         self.bytes_written += size
         if self.role is Role.PRIMARY:
-            for volume, kind, offset, length, _, data, _ in staged:
+            for volume, kind, offset, length, data in staged:
                 if length == BLOCK and data is not None and volume is not None and not offset & BLOCK_MASK:
                     volume.layers.active[offset >> BLOCK_SHIFT] = data
                 elif volume is not None:
@@ -409,9 +425,7 @@ class Group:
             if self.layer_bytes >= self.layer_limit:
                 self.on_layer_full()
         else:
-            for sequence, (volume, kind, offset, length, time, data, origin) in enumerate(staged, first):
-                key = 0 if volume is None else volume.key
-                self.pending.append(Entry(sequence, time, kind, key, offset, length, origin, data))
+            self.pending.extend(received)
         if self.journal.rolled or self.journal.room < self._margin or self.budget.used >= self.budget.limit:
             self.update_accepting()
         self.acks.committed(self.last_seq)
@@ -550,9 +564,7 @@ class Group:
         self.last_seq = self._next = expected
         self.last_time = latest
         self.bytes_written += len(view)
-        append = self.pending.append
-        for entry in entries:
-            append(entry)
+        self.pending.extend(entries)
         self.write_time.observe(self.last_time)
         self.acks.journaled = expected
         if self.journal.rolled or self.journal.room < self._margin:

@@ -9,10 +9,12 @@ Data beyond the bound is let go and read back from the journal when its turn com
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 from controllerd.model.records import Kind, Record
+
+_WRITE: Final = int(Kind.WRITE)
 
 
 class Entry(NamedTuple):
@@ -43,30 +45,35 @@ class Pending:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
-    def append(self, entry: Entry) -> None:
-        """Add the next entry."""
-        if entry.kind == Kind.WRITE:
-            self.bytes += entry.length
-            if entry.data is not None:
-                if self.memory >= self._limit:
-                    entry = entry._replace(data=None)
-                else:
-                    self.memory += entry.length
-        self.entries.append(entry)
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Add the next entries."""
+        append, limit = self.entries.append, self._limit
+        total, memory = self.bytes, self.memory
+        for entry in entries:
+            if entry.kind != _WRITE:
+                append(entry)
+                continue
+            length = entry.length
+            total += length
+            if entry.data is None or memory >= limit:
+                append(entry._replace(data=None))
+            else:
+                memory += length
+                append(entry)
+        self.bytes, self.memory = total, memory
 
     def append_record(self, record: Record) -> None:
         """Add a record found by recovery; its data stays in the journal."""
-        self.append(
-            Entry(
-                record.sequence, record.time, record.kind, record.volume,
-                record.offset, record.length, record.origin, None,
-            )
+        entry = Entry(
+            record.sequence, record.time, record.kind, record.volume,
+            record.offset, record.length, record.origin, None,
         )  # fmt: skip
+        self.extend((entry,))
 
     def pop(self) -> Entry:
         """Remove and return the oldest entry."""
         entry = self.entries.popleft()
-        if entry.kind == Kind.WRITE:
+        if entry.kind == _WRITE:
             self.bytes -= entry.length
             if entry.data is not None:
                 self.memory -= entry.length

@@ -10,7 +10,7 @@ Source: RC ¶34-39 (receiving), ¶41 (applying); spec §4.2, §5.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from controllerd.model.errors import Corrupt
 from controllerd.model.records import HEADER_SIZE, Kind
@@ -22,6 +22,10 @@ from controllerd.storage.volume import Volume
 if TYPE_CHECKING:
     from controllerd.storage.group import Group
 
+# Plain numbers: these run for every record, and looking a member up in an enumeration costs more than the comparison.
+_WRITE: Final = int(Kind.WRITE)
+_NO_RANGE: Final = frozenset({int(Kind.TICK), int(Kind.MARKER)})
+
 
 def check_received(group: Group, kind: int, key: int, offset: int, length: int) -> Volume | None:
     """Return the volume a received or recovered record is for; None for records without data.
@@ -29,7 +33,7 @@ def check_received(group: Group, kind: int, key: int, offset: int, length: int) 
     Raises:
         Corrupt: the group has no such volume, or the range lies beyond its end.
     """
-    if kind in (Kind.TICK, Kind.MARKER):
+    if kind in _NO_RANGE:
         return None
     volume = group.volumes.get(key)
     if volume is None:
@@ -45,9 +49,10 @@ def reserve(volume: Volume, kind: int, offset: int, length: int) -> None:
     Raises:
         NoSpace: the pool is full.
     """
-    if kind == Kind.WRITE:
-        first, last = offset >> volume.shift, (offset + length - 1) >> volume.shift
-        if 0 in volume.map[first : last + 1]:
+    if kind == _WRITE:
+        shift, reserved = volume.shift, volume.map
+        first, last = offset >> shift, (offset + length - 1) >> shift
+        if not reserved[first] or (last != first and 0 in reserved[first + 1 : last + 1]):
             volume.reserve(first, last)
     else:
         reserve_edges(volume, offset, length)
@@ -97,10 +102,10 @@ class Applied:
         while entries and entries[0].sequence <= through:
             entry = entries[0]
             volume = volumes.get(entry.volume)
-            if volume is not None and entry.kind not in (Kind.TICK, Kind.MARKER):
+            if volume is not None and entry.kind not in _NO_RANGE:
                 reserve(volume, entry.kind, entry.offset, entry.length)
                 data = entry.data
-                if entry.kind == Kind.WRITE and data is None:
+                if entry.kind == _WRITE and data is None:
                     if entry.sequence not in reread:
                         reread = {record.sequence: record.data for record in journal.records(entry.sequence, through)}
                     data = reread[entry.sequence]
@@ -110,6 +115,6 @@ class Applied:
             self.time = entry.time
             if entry.origin:
                 self.origin = entry.origin
-            self.taken += HEADER_SIZE + (entry.length if entry.kind == Kind.WRITE else 0)
+            self.taken += HEADER_SIZE + (entry.length if entry.kind == _WRITE else 0)
             count += 1
         return count

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from controllerd.targets.nbd.buffers import BufferPool, round_up
+from controllerd.storage.buffers import BufferPool, round_up
 from controllerd.targets.nbd.settings import Limits
 
 LOW_ROOM: Final = 32 << 10

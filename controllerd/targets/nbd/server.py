@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from controllerd.model.errors import Conflict
-from controllerd.targets.nbd.buffers import BufferPool
+from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.handshake import HandshakeConnection
@@ -53,7 +53,7 @@ class NbdServer:
         self._exports = exports
         self._clock = clock
         self._report = report
-        self._chunks = BufferPool(settings.chunk_bytes_max)
+        self._chunks = settings.chunks
         self._replies = BufferPool(settings.reply_bytes_max)
         self._listeners: list[asyncio.Server] = []
         self._paths: list[UnixListen] = []

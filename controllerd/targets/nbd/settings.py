@@ -10,6 +10,8 @@ import ssl
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from controllerd.storage.buffers import BufferPool
+
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 
@@ -95,9 +97,9 @@ class NbdSettings:
     shutdown_grace_s: float = 10.0
     default_export: str = ""
     """Volume that a client gets which names none; empty: such a client is refused."""
-    chunk_bytes_max: int = 512 * MIB
-    """Receive memory that is remembered for reuse. Most of it is at any time held by the write cache and the journal's
-    tail, so this should be above their limits together."""
+    chunks: BufferPool = field(default_factory=lambda: BufferPool(512 * MIB))
+    """Receive memory that is remembered for reuse, shared with whom you like; the server trims it. Most of it is at any
+    time held by the write cache and the journal's tail, so its bound should be above their limits together."""
     reply_bytes_max: int = 32 * MIB
     """Reply memory that is kept for reuse."""
     unix_send_buffer_bytes: int = 1 * MIB

@@ -25,8 +25,8 @@ from functools import partial
 from typing import Final
 
 from controllerd.model.errors import JournalFailed, RemoteCopyError
+from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd import commands, payloads
-from controllerd.targets.nbd.buffers import BufferPool
 from controllerd.targets.nbd.contexts import WRITE_TIME, Context
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.errors import RequestRefused

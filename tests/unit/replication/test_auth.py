@@ -10,6 +10,7 @@ from controllerd.model.errors import NotAuthorised
 from controllerd.replication.auth import NONCE_BYTES, Handshake, Peer
 from controllerd.replication.frames import Frame, FrameError, FrameReader, FrameType, encode_frame
 from controllerd.replication.messages import Hello
+from controllerd.storage.buffers import BufferPool
 
 KEY = b"0123456789abcdef0123456789abcdef"
 
@@ -21,7 +22,7 @@ def side(dialler: bool, key: bytes | None = KEY, seed: int = 0, name: str = "") 
 
 def frame(data: bytes) -> Frame:
     """The one frame in ``data``."""
-    reader = FrameReader()
+    reader = FrameReader(BufferPool(1 << 20))
     reader.trust()
     reader.buffer[: len(data)] = data
     (found,) = reader.received(len(data))

@@ -18,6 +18,7 @@ from controllerd.replication.frames import (
     encode_data_header,
     encode_frame,
 )
+from controllerd.storage.buffers import BufferPool
 
 SMALL = [kind for kind in FrameType if kind is not FrameType.DATA]
 
@@ -54,7 +55,7 @@ def feed(reader: FrameReader, stream: bytes, cuts: list[int]) -> list[Frame]:
 
 
 def trusted() -> FrameReader:
-    reader = FrameReader()
+    reader = FrameReader(BufferPool(1 << 20))
     reader.trust()
     return reader
 
@@ -103,14 +104,14 @@ def test_data_header_with_a_flipped_bit_is_refused(bit: int) -> None:
 def test_reader_accepts_only_the_handshake_before_the_peer_is_trusted(kind: FrameType) -> None:
     frame = encode_data_header(1, 1, 1, 10) if kind is FrameType.DATA else encode_frame(kind, b"{}")
     with pytest.raises(FrameError, match="not allowed"):
-        feed(FrameReader(), frame, [len(frame)])
+        feed(FrameReader(BufferPool(1 << 20)), frame, [len(frame)])
 
 
 def test_reader_refuses_an_oversize_length_before_it_allocates() -> None:
     header = encode_data_header(1, 1, 1, MAX_DATA_PAYLOAD + 1)
     with pytest.raises(FrameError, match="over the limit"):
         feed(trusted(), header, [len(header)])
-    untrusted = FrameReader()
+    untrusted = FrameReader(BufferPool(1 << 20))
     assert len(untrusted.buffer) <= 4 * MAX_MESSAGE
     frame = bytearray(encode_frame(FrameType.HELLO, bytes(100)))
     frame[8:12] = (MAX_MESSAGE + 1).to_bytes(4, "little")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from controllerd.targets.nbd.buffers import BufferPool
+from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.rounds import Rounds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from controllerd.targets.nbd.buffers import BufferPool
+from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.contexts import Context
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.events import Stop

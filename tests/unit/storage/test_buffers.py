@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controllerd.targets.nbd.buffers import BufferPool, round_up
+from controllerd.storage.buffers import BufferPool, round_up
 
 
 def test_buffer_that_someone_keeps_a_view_of_is_not_reused() -> None:
