@@ -160,7 +160,10 @@ def storage_settings(config: Config) -> StorageSettings:
     storage, defaults = config.storage, config.defaults
     return StorageSettings(
         data_directory=str(config.controller.data_directory),
+        owner=f"{config.controller.name} (serial {config.controller.serial})",
+        boot=_boot(),
         time_source=config.controller.time_source,
+        host_time_ahead_s=config.controller.host_time_ahead_s,
         cache_bytes=storage.cache_bytes,
         journal_bytes=storage.journal_bytes,
         segment_bytes=storage.segment_bytes,

@@ -128,6 +128,13 @@ class ControllerSection(Section):
         description="What gives writes their time: the time hosts send with a write (a write without one gets the last "
         "time known), this controller's clock, or a controller-wide counter.",
     )
+    host_time_ahead_s: float = Field(
+        3600.0,
+        ge=1,
+        le=1e9,
+        description="A host's time further ahead of this controller's clock is not believed: the write counts as one "
+        "without a time.",
+    )
     shutdown_grace_s: float = Field(
         10.0, ge=0, le=600, description="How long a stop waits for hosts' requests that are under way."
     )

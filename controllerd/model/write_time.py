@@ -25,7 +25,10 @@ from controllerd.model.errors import BadOrder
 Source = Literal["host", "clock", "sequence"]
 
 MAX_CARRIED: Final = (1 << 63) - 1
-"""Latest time a host or peer may carry, in ns (year 2262). A later one would leave no room for the times after it."""
+"""Latest time that a peer may carry, in ns (year 2262). A later one would leave no room for the times after it."""
+
+HOST_AHEAD_NS: Final = 3_600_000_000_000
+"""How far ahead of the controller's clock a host's time may be, if nothing else is said."""
 
 
 class WriteTime(Protocol):
@@ -43,15 +46,11 @@ class WriteTime(Protocol):
 
     @property
     def clamped(self) -> int:
-        """How many carried times were older than ``last`` and became ``last``."""
+        """How many carried times became ``last``: those older than it, and those too far ahead to be believed."""
         ...
 
     def stamp(self, now: int, carried: int | None) -> int:
-        """Return the time of the next host write. ``carried`` is the time it brought, or None.
-
-        Raises:
-            BadOrder: ``carried`` is above MAX_CARRIED; refuse the write, no time was used up.
-        """
+        """Return the time of the next host write. ``carried`` is the time it brought, or None; ``now`` in ns."""
         ...
 
     def pass_on(self, carried: int, now: int) -> int:
@@ -89,6 +88,10 @@ def _too_late(carried: int) -> BadOrder:
 class HostTime:
     """Times that the hosts carry (RC ¶26-30). Never goes backwards: an older carried time is clamped and counted.
 
+    A time more than ``ahead_ns`` ahead of this controller's clock is not believed, or one host
+    with a wrong clock would give its time to the writes of all hosts from then on: such a
+    write counts as one without a time.
+
     While hosts carry no times every write gets the same one, and a secondary must wait for a
     later one before it may apply any of them. So ``tick`` moves the remembered time by 1 ns, but
     only if a write got it since the last move: an idle controller comes to rest, and the
@@ -96,20 +99,29 @@ class HostTime:
     coarse that its next write carries the time from before the move is clamped by that 1 ns.
     """
 
-    __slots__ = ("_used", "clamped", "last")
+    __slots__ = ("_ahead_ns", "_used", "clamped", "last")
     source: Final = "host"
 
-    def __init__(self, last: int = 0) -> None:
+    def __init__(self, last: int = 0, ahead_ns: int = HOST_AHEAD_NS) -> None:
         self.last = last
+        self._ahead_ns = ahead_ns
         self.clamped = 0
         # A restored ``last`` was given to some write of the run before.
         self._used = last > 0
 
     def stamp(self, now: int, carried: int | None) -> int:
-        """See WriteTime. ``now`` is not used."""
+        """See WriteTime."""
         self._used = True
         if carried is None:
             return self.last
+        if carried > now + self._ahead_ns:
+            self.clamped += 1
+            return self.last
+        return self.pass_on(carried, now)
+
+    def pass_on(self, carried: int, now: int) -> int:
+        """See WriteTime; the upstream controller has judged it by its clock (RC ¶58)."""
+        self._used = True
         if carried > self.last:
             if carried > MAX_CARRIED:
                 raise _too_late(carried)
@@ -117,10 +129,6 @@ class HostTime:
         elif carried < self.last:
             self.clamped += 1
         return self.last
-
-    def pass_on(self, carried: int, now: int) -> int:
-        """See WriteTime; like a host's time (RC ¶58)."""
-        return self.stamp(now, carried)
 
     def pass_on_tick(self, carried: int, now: int) -> int:
         """See WriteTime."""
@@ -233,11 +241,14 @@ class SequenceTime:
             self.last = time
 
 
-def make_write_time(source: Source, last: int = 0) -> WriteTime:
-    """Return the time source named in the configuration, which hands out nothing older than ``last``."""
+def make_write_time(source: Source, last: int = 0, ahead_ns: int = HOST_AHEAD_NS) -> WriteTime:
+    """Return the time source named in the configuration, which hands out nothing older than ``last``.
+
+    ``ahead_ns``: see `HostTime`.
+    """
     match source:
         case "host":
-            return HostTime(last)
+            return HostTime(last, ahead_ns)
         case "clock":
             return ClockTime(last)
         case "sequence":

@@ -3,6 +3,7 @@
 Owns: what disks, pools, groups, volumes, volume maps and pairs exist, and each
 group's checkpoint position. Every method is durable when it returns (WAL,
 ``synchronous=FULL``), and a checkpoint is one transaction (architecture §4).
+Every row carries a checksum of its key and content: a database checks neither.
 Never: caches, or interprets the documents it keeps for other layers.
 
 Calls block for about a millisecond; the checkpoint calls its one from a thread, so
@@ -18,16 +19,19 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from crc32c import crc32c
+
 from controllerd.model.errors import Corrupt, DiskFailed
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS documents (
-    kind TEXT NOT NULL, name TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (kind, name));
+    kind TEXT NOT NULL, name TEXT NOT NULL, document TEXT NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (kind, name));
 CREATE TABLE IF NOT EXISTS map_pages (
-    volume INTEGER NOT NULL, page INTEGER NOT NULL, entries BLOB NOT NULL, PRIMARY KEY (volume, page));
+    volume INTEGER NOT NULL, page INTEGER NOT NULL, entries BLOB NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (volume, page));
 """
 
 Document = dict[str, Any]
@@ -36,19 +40,26 @@ Document = dict[str, Any]
 class Catalogue:
     """The metadata store of one controller. ``path`` may be ``:memory:``.
 
+    Every method that reads raises Corrupt when the file is damaged where it reads.
+
     Raises:
         Corrupt: the file is not a catalogue, or one of a format this version does not know.
     """
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._lock = threading.Lock()
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
+            damage = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if damage != "ok":
+                raise Corrupt(damage)
             self._database.executescript(_SCHEMA)
             known = self.get_fact("format")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, Corrupt) as error:
+            self._database.close()
             raise Corrupt(f"{path}: not a usable catalogue: {error}") from error
         if known is None:
             self.put_fact("format", FORMAT)
@@ -73,30 +84,40 @@ class Catalogue:
     def _rows(self, query: str, argument: object) -> list[Any]:
         """All rows of a query; not in the middle of another thread's transaction."""
         with self._lock:
-            return self._database.execute(query, (argument,)).fetchall()
+            try:
+                return self._database.execute(query, (argument,)).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise Corrupt(f"{self._path}: catalogue: {error}") from error
+
+    def _checked(self, seal: int, content: str | bytes, *key: str | int) -> str | bytes:
+        """Return ``content`` of the row ``key``, which was kept with the checksum ``seal``."""
+        if _seal(content, *key) != seal:
+            named = " ".join(str(part) for part in key)
+            raise Corrupt(f"{self._path}: catalogue: {named} is damaged (its checksum is wrong)")
+        return content
 
     def get_fact(self, name: str) -> Any:
         """Return one fact, or None."""
-        rows = self._rows("SELECT value FROM facts WHERE name = ?", name)
-        row = rows[0] if rows else None
-        return None if row is None else json.loads(row[0])
+        rows = self._rows("SELECT value, crc FROM facts WHERE name = ?", name)
+        return json.loads(self._checked(rows[0][1], rows[0][0], "fact", name)) if rows else None
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep one fact."""
         with self._writing():
-            self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+            text = json.dumps(value)
+            self._database.execute(
+                "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, text, _seal(text, "fact", name))
+            )
 
     def get_documents(self, kind: str) -> dict[str, Document]:
         """Return every document of a kind, by name."""
-        rows = self._rows("SELECT name, document FROM documents WHERE kind = ? ORDER BY name", kind)
-        return {name: json.loads(text) for name, text in rows}
+        rows = self._rows("SELECT name, document, crc FROM documents WHERE kind = ? ORDER BY name", kind)
+        return {name: json.loads(self._checked(seal, text, kind, name)) for name, text, seal in rows}
 
     def put_document(self, kind: str, name: str, document: Document) -> None:
         """Keep one document."""
         with self._writing():
-            self._database.execute(
-                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (kind, name, json.dumps(document))
-            )
+            self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", _row(kind, name, document))
 
     def delete_document(self, kind: str, name: str) -> None:
         """Forget one document, if it is there."""
@@ -105,7 +126,10 @@ class Catalogue:
 
     def load_map(self, volume_id: int) -> dict[int, bytes]:
         """Return the kept pages of a volume's map, by page number."""
-        return dict(self._rows("SELECT page, entries FROM map_pages WHERE volume = ?", volume_id))
+        rows = self._rows("SELECT page, entries, crc FROM map_pages WHERE volume = ?", volume_id)
+        for page, entries, seal in rows:
+            self._checked(seal, entries, "map of volume", volume_id, "page", page)
+        return {page: entries for page, entries, _ in rows}
 
     def delete_volume(self, name: str, volume_id: int) -> None:
         """Forget a volume and its map, together."""
@@ -118,13 +142,29 @@ class Catalogue:
     ) -> None:
         """Keep map pages (volume id, page number, entries) and documents in one transaction."""
         with self._writing():
-            self._database.executemany("INSERT OR REPLACE INTO map_pages VALUES (?, ?, ?)", pages)
             self._database.executemany(
-                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)",
-                [(kind, name, json.dumps(document)) for kind, name, document in documents],
+                "INSERT OR REPLACE INTO map_pages VALUES (?, ?, ?, ?)",
+                [
+                    (volume, page, entries, _seal(entries, "map of volume", volume, "page", page))
+                    for volume, page, entries in pages
+                ],
+            )
+            self._database.executemany(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", [_row(*document) for document in documents]
             )
 
     def close(self) -> None:
         """Close the database, once no other thread is at work in it (SQLite would crash the process)."""
         with self._lock:
             self._database.close()
+
+
+def _seal(content: str | bytes, *key: str | int) -> int:
+    """Checksum of a row: of what it says and of what about."""
+    data = content.encode() if isinstance(content, str) else content
+    return crc32c(data, crc32c(repr(key).encode()))
+
+
+def _row(kind: str, name: str, document: Document) -> tuple[str, str, str, int]:
+    text = json.dumps(document)
+    return kind, name, text, _seal(text, kind, name)

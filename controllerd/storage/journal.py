@@ -246,7 +246,9 @@ class Journal:
         if not self.spares and ((self._file_count >= self.segments_max and not beyond_limit) or not self._make_spare()):
             self.fail("journal has no segment left")
         segment = Segment(self.next_ordinal, first, self.spares.pop(), last=first - 1)
-        header = SegmentHeader(self.group_id, segment.ordinal, first, self.durable, self.incarnation)
+        header = SegmentHeader(
+            self.group_id, segment.ordinal, first, self.durable, self.incarnation, segment.file.size()
+        )
         segment.file.write(header.encode(), 0)
         self.next_ordinal += 1
         self.chain.append(segment)

@@ -15,18 +15,18 @@ from typing import Final
 from crc32c import crc32c
 
 SEGMENT_MAGIC: Final = 0x47455352  # "RSEG"
-SEGMENT_VERSION: Final = 1
+SEGMENT_VERSION: Final = 2
 DATA_START: Final = 4096
 
 # Segment header, 64 bytes, little-endian
-#  0       4         8         16        24               32        40            44         60    64
-#  +-------+---------+---------+---------+----------------+---------+-------------+----------+-----+
-#  | magic | version | group id| ordinal | first sequence | durable | incarnation | reserved | crc |
-#  +-------+---------+---------+---------+----------------+---------+-------------+----------+-----+
+#  0       4         8         16        24               32        40            44     52         60    64
+#  +-------+---------+---------+---------+----------------+---------+-------------+------+----------+-----+
+#  | magic | version | group id| ordinal | first sequence | durable | incarnation | size | reserved | crc |
+#  +-------+---------+---------+---------+----------------+---------+-------------+------+----------+-----+
 # ordinal counts segments of the group from 1, never reused; durable is the sequence
 # number up to which the journal was durable when the segment was begun; incarnation is
-# the group's run that began it; crc is the CRC-32C of bytes 0..59.
-SEGMENT_HEADER: Final = struct.Struct("<IIQQQQI16sI")
+# the group's run that began it; size is that of the file in bytes; crc is the CRC-32C of bytes 0..59.
+SEGMENT_HEADER: Final = struct.Struct("<IIQQQQIQ8sI")
 assert SEGMENT_HEADER.size == 64
 
 
@@ -36,19 +36,20 @@ class SegmentError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """Identity of one segment. ``first`` is the sequence number of its first record."""
+    """Identity of one segment. ``first``: sequence number of its first record; ``size``: of the file, in bytes."""
 
     group_id: int
     ordinal: int
     first: int
     durable: int
     incarnation: int
+    size: int
 
     def encode(self) -> bytes:
         """Return the 64 bytes."""
         body = SEGMENT_HEADER.pack(
             SEGMENT_MAGIC, SEGMENT_VERSION, self.group_id, self.ordinal, self.first, self.durable,
-            self.incarnation, bytes(16), 0,
+            self.incarnation, self.size, bytes(8), 0,
         )[:-4]  # fmt: skip
         return body + crc32c(body).to_bytes(4, "little")
 
@@ -62,11 +63,11 @@ def decode_segment_untrusted(data: bytes, group_id: int) -> SegmentHeader:
     if len(data) < SEGMENT_HEADER.size:
         raise SegmentError("segment shorter than its header")
     data = data[: SEGMENT_HEADER.size]
-    magic, version, owner, ordinal, first, durable, incarnation, _, crc = SEGMENT_HEADER.unpack(data)
+    magic, version, owner, ordinal, first, durable, incarnation, size, _, crc = SEGMENT_HEADER.unpack(data)
     if magic != SEGMENT_MAGIC or crc32c(data[:-4]) != crc:
         raise SegmentError("no segment header")
     if version != SEGMENT_VERSION:
         raise SegmentError(f"segment version {version} is not known")
     if owner != group_id:
         raise SegmentError(f"segment belongs to group id {owner}")
-    return SegmentHeader(owner, ordinal, first, durable, incarnation)
+    return SegmentHeader(owner, ordinal, first, durable, incarnation, size)

@@ -12,7 +12,8 @@ Where the journal stops is the end, unless something proves that the journal was
 segment header behind the hole, or a NOTE before it, that says so. Then the hole is
 corruption: the group is held for the operator and nothing is skipped (architecture
 §4, I8). After a power cut pages survive in any order, so valid records behind the
-end are normal.
+end are normal; if only the process died (``intact``), they are such a proof themselves,
+and so is a segment file that has become shorter.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def scan_journal(
     start_ordinal: int,
     first: int,
     durable: int,
+    intact: bool,
     numbering: Numbering,
     on_segment: Callable[[Segment, int], None],
     on_record: Callable[[Record], None],
@@ -101,7 +103,8 @@ def scan_journal(
     """Read the journal in ``directory`` from record ``first`` on, and hand every valid record on in order.
 
     ``start_ordinal``: older segments are not part of the journal any more. ``durable``: the
-    journal is known to have been durable through this number. Before the records of a segment
+    journal is known to have been durable through this number. ``intact``: the machine has run
+    on since the last append, so that nothing that was appended can be missing. Before the records of a segment
     are handed on, ``on_segment`` gets it with the number through which it is known to be durable.
 
     Raises:
@@ -116,6 +119,8 @@ def scan_journal(
     chain: list[Segment] = []
     while True:
         header, file = found.pop(ordinal)
+        if intact and file.size() < header.size:
+            raise Corrupt(f"{directory}: journal segment {ordinal} has {file.size()} bytes, it had {header.size}")
         walk.proven = max(walk.proven, header.durable)
         segment, records, rest = _walk_segment(header, file, walk, numbering)
         chain.append(segment)
@@ -137,7 +142,7 @@ def scan_journal(
             behind.append(_content(file))
     if numbering.own:
         for view in behind:
-            walk.proven = max(walk.proven, _proof_behind(view, walk.expected, numbering))
+            walk.proven = max(walk.proven, _proof_behind(view, walk.expected, numbering, intact=intact))
     if walk.proven >= walk.expected:
         raise Corrupt(
             f"{directory}: journal record {walk.expected} is damaged; the journal was durable through {walk.proven}",
@@ -216,14 +221,19 @@ def _walk_segment(
     return segment, records, view[position:]
 
 
-def _proof_behind(view: memoryview, expected: int, numbering: Numbering) -> int:
-    """Highest durable number that a record header behind the hole claims, if its record is from there."""
+def _proof_behind(view: memoryview, expected: int, numbering: Numbering, *, intact: bool) -> int:
+    """Highest durable number that a record header behind the hole claims, if its record is from there.
+
+    ``intact``: the record's own number counts too.
+    """
     data = bytes(view)
     proven = 0
     position = data.find(MAGIC_BYTES)
     while position >= 0 and position + HEADER_SIZE <= len(data):
         fields = HEADER.unpack_from(data, position)
         generation, incarnation, sequence, durable = fields[4], fields[5], fields[9], fields[11]
+        if intact and fields[2] != Kind.NOTE:
+            durable = max(durable, sequence)
         if (
             sequence > expected
             and durable > proven

@@ -22,11 +22,12 @@ from controllerd.storage.journal_format import DATA_START
 from controllerd.storage.journal_scan import Numbering, scan_journal
 
 
-async def recover_group(group: Group, files: Files, reached: int) -> int:
+async def recover_group(group: Group, files: Files, reached: int, *, intact: bool = False) -> int:
     """Bring a group up to the end of its journal; returns how many records were redone.
 
     A primary's records become visible. At a secondary those through ``reached`` do, since the
-    disks may have some of them, and the others wait for the apply loop. A group that cannot be
+    disks may have some of them, and the others wait for the apply loop. ``intact``: the machine
+    has run on since the last write, only the process ended. A group that cannot be
     recovered gets ``read_error`` and ``write_error`` and returns 0.
     """
     facts = group.facts
@@ -50,6 +51,7 @@ async def recover_group(group: Group, files: Files, reached: int) -> int:
             start_ordinal=facts.start_ordinal,
             first=min(facts.retained, facts.destaged) + 1,
             durable=max(facts.destaged, reached),
+            intact=intact,
             numbering=Numbering(facts.incarnations, facts.generation, facts.numbered_here),
             on_segment=_make_durable,
             on_record=redo,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from controllerd.model.errors import BadOrder, Busy, Conflict, DiskFailed, JournalFailed, NoSpace, NotFound
+from controllerd.model.errors import BadOrder, Busy, Conflict, Corrupt, DiskFailed, JournalFailed, NoSpace, NotFound
 from controllerd.model.pair_state import Role
 from controllerd.model.write_time import Source, WriteTime, make_write_time
 from controllerd.storage.acknowledge import Durability
@@ -39,10 +39,17 @@ Report = Callable[[str, dict[str, object]], None]
 
 @dataclass(frozen=True, slots=True)
 class StorageSettings:
-    """Limits and defaults; sizes in bytes, times in seconds."""
+    """Limits and defaults; sizes in bytes, times in seconds.
+
+    ``owner`` names the controller, for the catalogue: another one's data is not touched.
+    ``boot`` names the machine's present run (kernel boot id); "" means not known.
+    """
 
     data_directory: str
+    owner: str = ""
+    boot: str = ""
     time_source: Source = "clock"
+    host_time_ahead_s: float = 3600.0
     cache_bytes: int = 256 << 20
     journal_bytes: int = 1 << 30
     segment_bytes: int = 64 << 20
@@ -85,7 +92,9 @@ class StorageSystem:
         self.settings = settings
         self.clock = clock
         self.report = report
-        self.write_time: WriteTime = make_write_time(settings.time_source)
+        self.write_time: WriteTime = make_write_time(
+            settings.time_source, ahead_ns=round(settings.host_time_ahead_s * 1e9)
+        )
         self.disks: dict[str, Disk] = {}
         self.pools: dict[str, Pool] = {}
         self.groups: dict[str, Group] = {}
@@ -112,9 +121,13 @@ class StorageSystem:
         """Load the catalogue, recover every group, and begin the background work.
 
         Raises:
-            Corrupt: the catalogue contradicts itself.
+            Corrupt: the catalogue is damaged, lost or contradicts itself.
+            Conflict: the data directory is another controller's.
             DiskFailed: a disk file is missing or smaller than it was.
         """
+        self._claim()
+        boot = self.settings.boot
+        intact = bool(boot) and self.catalogue.get_fact("boot") == boot
         clean = self.catalogue.get_fact("clean") is True
         self._load()
         if not clean:
@@ -124,12 +137,13 @@ class StorageSystem:
         for group in self.groups.values():
             window = windows.get(group.name, {})
             current = window.get("start_ordinal") == group.facts.start_ordinal
-            redone = await recover_group(group, self._files, window["reached"] if current else 0)
+            redone = await recover_group(group, self._files, window["reached"] if current else 0, intact=intact)
             self.report(
                 "group-recovered",
                 {"group": group.name, "records": redone, "last": group.last_seq, "fault": group.describe_fault()},
             )
         self.catalogue.put_fact("clean", False)
+        self.catalogue.put_fact("boot", boot)
         for group in self.groups.values():
             self.catalogue.put_document("group", group.name, group.document())
             self.destagers[group.name].start()
@@ -161,6 +175,31 @@ class StorageSystem:
             disk.file.close()
         self.catalogue.close()
         self._files.close()
+
+    def _claim(self) -> None:
+        """Make sure that the data directory is whole and this controller's.
+
+        Raises:
+            Conflict: it is another controller's.
+            Corrupt: journals are there and the catalogue is not.
+        """
+        directory, owner = self.settings.data_directory, self.settings.owner
+        known = self.catalogue.get_fact("owner")
+        if known is None and any(self._has_segments(number) for number in self._journal_ids()):
+            raise Corrupt(
+                f"{directory}: there are journals here and the catalogue is missing or empty; put catalogue.sqlite back"
+                " (with its -wal file), or move the directory journals away to begin with nothing"
+            )
+        if known not in (None, owner):
+            raise Conflict(f"{directory} belongs to controller {known}, this is {owner}: choose another data_directory")
+        if known is None:
+            self.catalogue.put_fact("owner", owner)
+
+    def _has_segments(self, group_id: int) -> bool:
+        return any(name.endswith(".seg") for name in self._files.names(self._journal_directory(group_id)))
+
+    def _journal_directory(self, group_id: int) -> str:
+        return f"{self.settings.data_directory}/journals/{group_id:06d}"
 
     async def _announce(self, group: Group, reached: int) -> None:
         """Remember that disks get a secondary's records through ``reached``, before they do (I1)."""
@@ -317,7 +356,7 @@ class StorageSystem:
     def _add_group(self, name: str, facts: GroupFacts) -> Group:
         journal = Journal(
             self._files,
-            f"{self.settings.data_directory}/journals/{facts.group_id:06d}",
+            self._journal_directory(facts.group_id),
             group_id=facts.group_id,
             segment_bytes=self.settings.segment_bytes,
             segments_max=facts.journal_bytes // self.settings.segment_bytes,

@@ -90,6 +90,17 @@ def test_host_time_is_remembered_for_writes_that_carry_none() -> None:
     assert times.clamped == 1
 
 
+def test_host_time_far_ahead_of_the_controller_is_not_believed() -> None:
+    times = make_write_time("host", 50, ahead_ns=1000)
+    assert times.stamp(100, 1101) == 50
+    assert times.stamp(100, MAX_CARRIED) == 50
+    assert times.stamp(100, MAX_CARRIED + 1) == 50
+    assert times.clamped == 3
+    assert times.stamp(100, 1100) == 1100
+    # The upstream controller has judged it already, and its clock may be another.
+    assert times.pass_on(5000, 100) == 5000
+
+
 def test_host_tick_moves_the_time_once_and_comes_to_rest() -> None:
     times = make_write_time("host")
     times.stamp(0, 100)
@@ -126,7 +137,7 @@ def test_upstream_time_without_room_above_it_is_refused(source: Source) -> None:
 def test_carried_time_without_room_above_it_is_refused() -> None:
     host = make_write_time("host", 5)
     with pytest.raises(BadOrder):
-        host.stamp(0, (1 << 64) - 1)
+        host.pass_on((1 << 64) - 1, 0)
     assert host.last == 5
 
 
