@@ -58,8 +58,8 @@ class Mirror:
         on_loss: Callable[[str], None],
         now_s: Callable[[], float],
     ) -> None:
-        self.blocked = False
-        """Policy ``block``: hosts get errors until the secondary has caught up."""
+        self._error: MirrorLost | None = None
+        """Policy ``block``: what hosts get until the secondary has caught up."""
         self._group = group
         self._timeout_s = timeout_s
         self._block = block
@@ -70,6 +70,11 @@ class Mirror:
         self._quiet_through = group.last_seq
         self._writes = Deadlines()
         self._flushes = Deadlines()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether hosts get errors until the secondary has caught up."""
+        return self._error is not None
 
     def start(self, acked: int) -> None:
         """Acknowledgements wait for the secondary from now on; it has everything through ``acked`` durably."""
@@ -101,7 +106,9 @@ class Mirror:
     def check(self, now_s: float) -> None:
         """Look whether something has waited too long."""
         group = self._group
-        if self.blocked:
+        if self._error is not None:
+            if group.waiting:  # flushes and FUA writes that came since: nothing unconfirmed may be called flushed
+                group.fail_waiting(self._error)
             return
         if group.last_seq > self._acked and (group.last_seq > self._quiet_through or group.waiting):
             self._writes.add(group.last_seq, now_s)
@@ -113,7 +120,7 @@ class Mirror:
                 f"group {group.name}: the synchronous peer has not confirmed a write for {waited_s:.1f} s"
                 " (on_sync_loss = block)"
             )
-            self.blocked = True
+            self._error = error
             self._writes.clear()
             self._flushes.clear()
             self._quiet_through = group.last_seq
@@ -122,12 +129,13 @@ class Mirror:
         self._on_loss(f"the synchronous peer did not confirm a write for {waited_s:.1f} s")
 
     def _flush_wanted(self, sequence: int) -> None:
-        self._flushes.add(sequence, self._now_s())
+        if not self.blocked:
+            self._flushes.add(sequence, self._now_s())
         self._send_sync(sequence)
 
     def _unblock(self) -> None:
         if self.blocked:
-            self.blocked = False
+            self._error = None
             # A fence or a fault that came meanwhile stays.
             if isinstance(self._group.write_error, MirrorLost):
                 self._group.refuse_writes(None)

@@ -185,6 +185,26 @@ def test_blocked_group_takes_writes_again_only_when_caught_up() -> None:
     assert group.write_error is None
 
 
+def test_flush_on_a_blocked_group_is_answered_with_an_error() -> None:
+    group, losses = FakeGroup(), list[str]()
+    mirror = make_mirror(group, losses, block=True)
+    group.last_seq = 20
+    mirror.check(0.0)
+    mirror.check(6.0)
+    group.failed.clear()
+    mirror.check(7.0)
+    assert not group.failed
+    group.waiting = 1
+    group.mirror_flush_wanted(20)
+    mirror.check(8.0)
+    assert [type(error) for error in group.failed] == [MirrorLost]
+    # What a flush waited for while blocked does not count against the time after it.
+    group.waiting = 0
+    mirror.progress(Ack(20, 20, 20, 0, 0))
+    mirror.check(20.0)
+    assert len(losses) == 1
+
+
 def test_fence_that_came_while_blocked_stays() -> None:
     group, losses = FakeGroup(), list[str]()
     mirror = make_mirror(group, losses, block=True)
