@@ -41,21 +41,46 @@ class ApiSettings:
 
 
 class _BoundedHttp(H11Protocol):
-    """uvicorn's HTTP/1.1 with a time limit for a request to arrive and a cap on connections."""
+    """uvicorn's HTTP/1.1 with a time limit for a request to arrive and a cap on connections.
+
+    At the cap a new connection takes the place of the one that has been silent longest, so
+    that whoever only opens connections cannot keep the administrator out.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _quiet_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limit = self.config.limit_concurrency
-        if limit is not None and len(self.connections) > 2 * limit:
-            transport.abort()  # beyond the answer 503: not even a header is read
-            return
+        if limit is not None and len(self.connections) >= limit:
+            self._take_place()
+            if len(self.connections) > 2 * limit:
+                transport.abort()  # beyond the answer 503: not even a header is read
+                return
         self._watch()
+
+    def _take_place(self) -> None:
+        """Close the connection that has been without a request for longest, if there is one."""
+        others = cast("set[_BoundedHttp]", self.connections)
+        quiet = [other for other in others if other is not self and other.quiet]
+        if quiet:
+            oldest = min(quiet, key=lambda other: other._quiet_since)
+            others.discard(oldest)
+            oldest.transport.abort()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether a request is still to arrive."""
+        return self._deadline is not None or self.timeout_keep_alive_task is not None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def on_response_complete(self) -> None:
+        self._quiet_since = self.loop.time()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
@@ -67,6 +92,7 @@ class _BoundedHttp(H11Protocol):
         if self.transport.is_closing() or (cycle is not None and not cycle.response_complete):
             self._stop_watching()
         elif self._deadline is None and self.timeout_keep_alive_task is None:
+            self._quiet_since = self.loop.time()
             self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
 
     def _stop_watching(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -177,11 +178,42 @@ async def test_any_bytes_get_an_answer_or_a_closed_connection(start: Start, cont
         assert (await client.get("/healthz")).status_code == 200, "others are not affected"
 
 
-async def test_too_many_connections_are_refused_not_queued(start: Start) -> None:
-    api = await start(max_connections=2)
-    async with connected(api) as (_, _first), connected(api), connected(api) as (reader, writer):
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+_HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def test_too_many_requests_at_once_are_refused_not_queued(start: Start, controller: FakeController) -> None:
+    release = asyncio.Event()
+
+    async def slow(_domain: str) -> Any:
+        await release.wait()
+        raise NotFound("nobody waits for this")
+
+    controller.pairs.preview = slow  # type: ignore[method-assign,assignment]
+    api = await start(max_connections=3)  # uvicorn serves one less
+    order = f"GET /v1/takeover HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            _, writer = await stack.enter_async_context(connected(api))
+            writer.write(order)
+        await asyncio.sleep(0.1)
+        reader, writer = await stack.enter_async_context(connected(api))
+        writer.write(_HEALTH)
         assert b"503" in await closed(reader)
+        release.set()
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_connections_without_a_request_make_room_for_those_with_one(start: Start, half: bytes) -> None:
+    api = await start(max_connections=4)
+    async with contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(connected(api)) for _ in range(20)]
+        for _, writer in silent:
+            writer.write(half)
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            async with connected(api) as (reader, writer):
+                writer.write(_HEALTH)
+                assert b"200 OK" in await closed(reader)
 
 
 async def test_stop_waits_for_the_order_under_way(start: Start, controller: FakeController) -> None:
