@@ -36,6 +36,8 @@ class Fault:
         self.rng = rng
         self.where = ""
         """What it hits, for people."""
+        self.stalls = ""
+        """A site whose hosts may have to wait meanwhile."""
 
     def begin(self) -> None:
         """Do it."""
@@ -222,7 +224,9 @@ class SlowDisk(Fault):
     name = "F14 slow disk"
 
     def begin(self) -> None:
-        self._disk = self.pick_site().disk
+        site = self.pick_site()
+        self.stalls = site.name
+        self._disk = site.disk
         self._before = self._disk.sync_seconds
         self._disk.sync_seconds = self.rng.choice((0.3, 2.0, 10.0))
 
@@ -375,18 +379,18 @@ BY_NAME: Final = {fault.__name__: fault for fault in FAULTS}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
 
-async def play(world: World, kind: str, number: int, at: float, note: Callable[[str, str, bool], None]) -> None:
-    """Let fault ``number`` happen; ``note`` is told (name, where, begun). Healing ends it."""
+async def play(world: World, kind: str, number: int, at: float, note: Callable[[str, str, str, bool], None]) -> None:
+    """Let fault ``number`` happen; ``note`` is told (name, where, stalls, begun). Healing ends it."""
     await asyncio.sleep(at)
     fault = BY_NAME[kind](world, world.plan.stream("fault", number))
     if world.healing.is_set():
         return
     fault.begin()
-    note(fault.name, fault.where, True)
+    note(fault.name, fault.where, fault.stalls, True)
     try:
         async with asyncio.timeout(fault.duration_s()):
             await world.healing.wait()
     except TimeoutError:
         pass
     fault.end()
-    note(fault.name, fault.where, False)
+    note(fault.name, fault.where, fault.stalls, False)

@@ -84,7 +84,7 @@ class TakeOver(Order):
             self._lose(sorted(upstream))
         world.cut_off_hosts()
         number, report, error = await self.give(
-            target, "takeover", groups[0], lambda: target.pairs.takeover(DOMAIN), groups=groups
+            target, "takeover", "", lambda: target.pairs.takeover(DOMAIN), groups=groups
         )
         if error:
             self.answer(number, error)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tests.simulation import faults, orders
+from tests.simulation.checker import check
 from tests.simulation.plan import Plan, draw
 from tests.simulation.shrink import Cut, shrink
 from tests.simulation.world import World
@@ -35,6 +36,11 @@ class Result:
     faults: int
     hash: str
     cpu_s: float
+
+    @property
+    def invariants(self) -> set[str]:
+        """Names of what does not hold."""
+        return {problem.partition(":")[0] for problem in self.problems}
 
 
 @dataclass(slots=True)
@@ -92,9 +98,10 @@ def run_seed(seed: int, cut: Cut | None = None) -> Result:
         where = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"run: raised {error!r} at {where.filename.rsplit('/', 1)[-1]}:{where.lineno}"
         return Result(seed, [*world.problems, problem], world.marks, 0, 0.0, 0, "", time.process_time() - begun_s)
+    violations = check(outcome.history)
     return Result(
         seed,
-        outcome.problems,
+        [*outcome.problems, *(f"{found.invariant}: at {found.at:.3f} {found.text}" for found in violations)],
         outcome.marks,
         outcome.writes,
         outcome.simulated_s,
@@ -107,11 +114,12 @@ def run_seed(seed: int, cut: Cut | None = None) -> Result:
 def shrink_seed(seed: int) -> Cut:
     """Return the smallest part of a failing seed's plan that still fails."""
     plan = plan_of(seed)
+    known = run_seed(seed).invariants
     return shrink(
         [fault.number for fault in plan.faults],
         [order.number for order in plan.orders],
         max(host.steps for host in plan.hosts),
-        lambda cut: bool(run_seed(seed, cut).problems),
+        lambda cut: bool(run_seed(seed, cut).invariants & known),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from controllerd.model.errors import RemoteCopyError
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication import sender
 from controllerd.replication.pair_record import PairSpec, PairVolume
@@ -24,6 +25,7 @@ from controllerd.storage import journal
 from controllerd.storage.system import StorageSettings
 from tests.simulation import faults, orders
 from tests.simulation import history as h
+from tests.simulation.checker.journal_tap import Tap
 from tests.simulation.clocks import EPOCH_NS, SiteClock
 from tests.simulation.disk import Loss
 from tests.simulation.machine import Site
@@ -65,6 +67,7 @@ class World:
             plan.volumes,
             domains=[h.Domain(plan.time_source, plan.order, tuple(sorted(plan.chains)))],
             stable=plan.durability == "stable",
+            prompt=True,
         )
         self.sites = {name: self._make_site(name) for name in plan.sites}
         self.writer_of = {group: chain[0] for group, chain in plan.chains.items()}
@@ -145,9 +148,20 @@ class World:
         )
         site.disk.misses = plan.disk_misses
         site.disk.sync_seconds = plan.disk_slow_s
+        site.disk.on_write = lambda path, data: self._written(site, path, data)
         site.on_serving = lambda: self._serving(site)
         site.on_ended = lambda how: self._ended(site, how)
         return site
+
+    def _written(self, site: Site, path: str, data: bytes) -> None:
+        """Read along what goes to journals."""
+        if "/journals/" not in path:
+            return
+        number = int(path.rsplit("/", 2)[1])
+        for group in site.storage.groups.values():
+            if group.facts.group_id == number:
+                names = {key: volume.name for key, volume in group.volumes.items()}
+                Tap(self.history, site.name, group.name, names).note(self.now_s, data)
 
     def _serving(self, site: Site) -> None:
         if site.serving:
@@ -216,9 +230,9 @@ class World:
         self._heal()
         self.quiet = True
         await self._until_done("a host", hosts)
-        self.note(h.Quiet(self.now_s, QUIET_BOUND_S))
         await self._converge()
         looking.cancel()
+        self.note(h.Quiet(self.now_s, 0.0))
         for site in self.sites.values():
             await self.look(site)
         await self._compare()
@@ -233,7 +247,7 @@ class World:
             self.problems.append(f"I7: {what} still waits after {QUIET_BOUND_S:g} s: {task.get_name()}")
             task.cancel()
 
-    def _fault(self, kind: str, where: str, begun: bool) -> None:
+    def _fault(self, kind: str, where: str, stalls: str, begun: bool) -> None:
         name = f"{kind} {where}".strip()
         if begun:
             self._fault_count += 1
@@ -242,7 +256,7 @@ class World:
         else:
             self._active -= Counter([kind])
         self.trace(name, begun)
-        self.note(h.FaultBegun(self.now_s, name) if begun else h.FaultEnded(self.now_s, name))
+        self.note(h.FaultBegun(self.now_s, name, stalls) if begun else h.FaultEnded(self.now_s, name))
 
     async def _build(self) -> None:
         for site in self.sites.values():
@@ -357,6 +371,25 @@ class World:
             await asyncio.sleep(LOOK_S)
             for site in self.sites.values():
                 self._look_at(site)
+                if (
+                    site.serving
+                    and site.life is not None
+                    and all(group.role is Role.SECONDARY for group in site.storage.groups.values())
+                ):
+                    site.life.call(self._image, site)
+
+    def _image(self, site: Site) -> None:
+        """Note the image of a secondary at this moment, if all of it can be read without waiting."""
+        shown = {}
+        for name, volume in sorted(site.storage.volumes.items()):
+            buffer = bytearray(volume.size)
+            try:
+                if not volume.read_into(memoryview(buffer), 0):
+                    return
+            except RemoteCopyError:
+                return
+            shown[name] = self.history.shown(name, 0, buffer)
+        self.note(h.Image(self.now_s, site.name, shown))
 
     def _look_at(self, site: Site) -> None:
         if site.serving and site.life is not None:
