@@ -19,7 +19,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -179,10 +179,13 @@ class Disconnected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Crashed(Event):
-    """A site stopped. "kill": only the daemon; "power": what was not synced is lost; "disk": all of it is lost."""
+    """A site stopped. "kill": only the daemon; "power": what was not synced is lost; "disk": all of it is lost.
+
+    "stop": by order. "fault": the daemon ended by itself, which it never may.
+    """
 
     site: str
-    how: Literal["kill", "power", "disk", "stop"]
+    how: Literal["kill", "power", "disk", "stop", "fault"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +197,13 @@ class Restarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class FaultBegun(Event):
-    """A fault was injected; ``name`` from the fault catalogue ("F19 partition A-B")."""
+    """A fault was injected; ``name`` from the fault catalogue ("F19 partition A-B").
+
+    ``stalls``: a site whose hosts may have to wait while it lasts (its disk hangs, the daemon is stopped).
+    """
 
     name: str
+    stalls: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,14 +325,20 @@ class Domain:
 
 @dataclass(slots=True)
 class History:
-    """One run. ``run``: the number in its stamps. ``hold_bound_s``: longest that a host request may take (I7)."""
+    """One run. ``run``: the number in its stamps. ``hold_bound_s``: longest that a host request may take (I7).
+
+    ``lag_slack_s``: how much less than the truth a reported lag may be, seconds (I14).
+    """
 
     run: int
     volumes: dict[str, VolumeFacts]
     domains: list[Domain] = field(default_factory=list)
     hold_bound_s: float = 60.0
+    lag_slack_s: float = 2.0
     stable: bool = False
     """Every acknowledgement is a flush (``durability = stable``)."""
+    prompt: bool = False
+    """Every change of a pair's state at its primary is noted as `Status` before anything that follows from it."""
     events: list[Event] = field(default_factory=list)
 
     @classmethod
@@ -390,6 +403,6 @@ def _event(kind: type[Event], facts: dict[str, Any]) -> Event:
     return kind(**facts)
 
 
-def sectors(offset: int, length: int) -> Sequence[int]:
+def sectors(offset: int, length: int) -> range:
     """Return the numbers of the sectors of a range."""
     return range(offset // SECTOR, (offset + length + SECTOR - 1) // SECTOR)
