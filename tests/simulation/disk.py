@@ -131,6 +131,8 @@ class SimulatedDisk:
         """Calls until the power is cut or the daemon killed; None: never."""
         self.down = False
         self.on_cut: Callable[[], None] = lambda: None
+        self.interrupted: str | None = None
+        """File in whose write the cut fell."""
         self._serial = 0
 
     # ---- life and death ------------------------------------------------------
@@ -257,6 +259,7 @@ class SimulatedDisk:
                 self.on_cut()
                 if operation != "write":
                     raise PowerCut(operation)
+                self.interrupted = path
                 return True
         if self.fault is not None:
             self.fault(operation, path, offset, length)

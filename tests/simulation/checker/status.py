@@ -225,7 +225,8 @@ class OneWriter(Invariant):
                 continue
             if (event.site, event.peer, event.state) == (pair.primary, pair.secondary, "SSWS"):
                 self._fenced.setdefault((event.site, event.group), self.world.index)
-            if event.generation is not None and event.site in (pair.primary, pair.secondary):
+            numbered = pair.mode == "async"  # a synchronous secondary always numbered by itself
+            if numbered and event.generation is not None and event.site in (pair.primary, pair.secondary):
                 sites = self._generations.setdefault((event.group, event.generation), set())
                 sites.add(event.site)
                 if len(sites) > 1:
