@@ -133,6 +133,8 @@ class SimulatedDisk:
         self.on_cut: Callable[[], None] = lambda: None
         self.interrupted: str | None = None
         """File in whose write the cut fell."""
+        self.on_write: Callable[[str, bytes], None] = _unseen
+        """Told (path, data) of every write that took place, before the writer goes on."""
         self._serial = 0
 
     # ---- life and death ------------------------------------------------------
@@ -286,6 +288,10 @@ class SimulatedDisk:
         content.changes.append(change)
 
 
+def _unseen(path: str, data: bytes) -> None:
+    """Nobody watches."""
+
+
 def _put_all(image: bytearray, changes: list[_Change]) -> None:
     for change in changes:
         change.put(image)
@@ -350,6 +356,7 @@ class SimulatedFile:
             disk.phantom.discard(self.path)
             return
         disk.change(self._content, offset + disk.misdirect.pop(self.path, 0), data)
+        disk.on_write(self.path, data)
 
     async def sync(self) -> None:
         """See File; covers what was written before the call, no more."""

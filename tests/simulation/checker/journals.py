@@ -96,7 +96,7 @@ class MirroredFirst(Invariant):
             for pair in self.world.pairs:
                 if (pair.group, pair.primary, pair.mode) != (write.event.group, write.event.site, "sync"):
                     continue
-                mirrored = not pair.taken_over and pair.left > write.index and pair.made < write.index
+                mirrored = not pair.taken_over and pair.left > self.world.index and pair.made < write.index
                 known = pair.secondary in self.world.tapped and write.event.site in self.world.tapped
                 if mirrored and known and (pair.secondary, write.serial) not in self._has:
                     self.wrong(f"write {write.serial} was acknowledged and {pair.secondary} has not journaled it")

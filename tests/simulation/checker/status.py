@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tests.simulation.checker.base import Invariant
 from tests.simulation.checker.images import Sight
-from tests.simulation.checker.world import Pair, World
+from tests.simulation.checker.world import Pair, World, Write
 from tests.simulation.history import (
     Acknowledged,
     Answered,
@@ -38,7 +38,7 @@ class Forward(Invariant):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._high: dict[tuple[str, str, str, str], int] = {}
+        self._high: dict[tuple[str, str, str, str, int | None], int] = {}
 
     def see(self, event: Event) -> None:
         match event:
@@ -62,7 +62,7 @@ class Forward(Invariant):
             value = getattr(event, field)
             if value is None or event.state in ("SSWS", "SMPL"):
                 continue
-            key = event.site, event.group, event.role, field
+            key = event.site, event.group, event.role, field, event.generation
             high = self._high.get(key, value)
             if value < high:
                 self.wrong(f"{event.site}: {field} of {event.group} went back from {high} to {value}")
@@ -97,9 +97,7 @@ class HonestLag(Invariant):
         volumes = {name for name, facts in self.world.history.volumes.items() if facts.group == group}
         shown = {name: content for name, content in image.shown.items() if name in volumes}
         sight = Sight(self.world, Image(image.at, image.site, shown))
-        missing = [
-            write for _, _, write in sight.hidden(lambda write: write.serial in self._acked_at and not write.losable)
-        ]
+        missing = [write for _, _, write in sight.hidden(lambda write: self._sent(write, pair.primary))]
         if not missing:
             return
         oldest = min(missing, key=lambda write: write.acked)
@@ -107,6 +105,17 @@ class HonestLag(Invariant):
         if lag_s > report.lag_s + self.world.history.lag_slack_s:
             text = f"{report.site} reports {report.lag_s:.3f} s of lag for {group}"
             self.wrong(f"{text}; it misses write {oldest.serial} of {lag_s:.3f} s ago")
+
+    def _sent(self, write: Write, primary: str) -> bool:
+        """Whether a write was acknowledged, and is at the primary that the lag is measured against."""
+        if write.serial not in self._acked_at or write.losable:
+            return False
+        upstream = self.world.pair_to(write.event.group, primary)
+        while upstream is not None:
+            if write.acked > upstream.left:
+                return False
+            upstream = self.world.pair_to(write.event.group, upstream.primary)
+        return True
 
 
 class ExplicitSuspension(Invariant):
@@ -273,12 +282,18 @@ class Converges(Invariant):
                 self.wrong(f"{where} came to rest as {state.state}, waiting for nothing")
             return
         ours, theirs = self._images.get(pair.primary), self._images.get(pair.secondary)
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or self._held_back(pair.secondary):
             return
         for volume, facts in self.world.history.volumes.items():
             if facts.group == pair.group and ours.shown.get(volume) != theirs.shown.get(volume):
                 self.wrong(f"{where} is PAIR at rest, and the images of {volume} differ")
                 return
+
+    def _held_back(self, secondary: str) -> bool:
+        """Whether a pair that is not PAIR holds back what the secondary shows of all."""
+        pairs = [pair for pair in self.world.pairs if pair.secondary == secondary and not pair.taken_over]
+        states = [self._states.get((pair.primary, pair.group, secondary)) for pair in pairs]
+        return any(state is None or state.state != "PAIR" for state in states)
 
 
 class SameAgain(Invariant):
