@@ -31,6 +31,7 @@ class Numbers(Invariant):
     """I2: a number stands for one record for ever, at every site, and none is left out."""
 
     name: ClassVar[str] = "I2"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled,)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -56,6 +57,7 @@ class Times(Invariant):
     """I11: write times of a group never fall, and are never older than the time a host gave."""
 
     name: ClassVar[str] = "I11"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled,)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -81,6 +83,7 @@ class MirroredFirst(Invariant):
     """I3: a host hears of its write when both journals have it, as long as the pair is PAIR."""
 
     name: ClassVar[str] = "I3"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled, Acknowledged)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -106,6 +109,7 @@ class JournaledFirst(Invariant):
     """I4: a host hears of its write when the journal of its own controller has it."""
 
     name: ClassVar[str] = "I4"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled, Acknowledged)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

@@ -32,6 +32,7 @@ class Forward(Invariant):
     """I11: published positions and consistency times never go back, but by a crash that may lose them, or an order."""
 
     name: ClassVar[str] = "I11"
+    sees: ClassVar[tuple[type[Event], ...]] = (Status, Crashed, Answered)
     _OWN: ClassVar = {"primary": ("written",), "secondary": ("durable", "applied", "applied_time", "cut_time")}
     _SURVIVES_KILL: ClassVar = ("written", "durable")
     _SURVIVES_POWER: ClassVar = ("durable",)
@@ -73,6 +74,7 @@ class HonestLag(Invariant):
     """I14: the lag that a secondary reports is never less than the age of what its image misses."""
 
     name: ClassVar[str] = "I14"
+    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status, Image)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -122,6 +124,7 @@ class ExplicitSuspension(Invariant):
     """I14: a suspended pair has a reason, and in the end both sides know of it."""
 
     name: ClassVar[str] = "I14"
+    sees: ClassVar[tuple[type[Event], ...]] = (Quiet, Status)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -151,6 +154,7 @@ class Label(Invariant):
     """I15: what is not consistent is not taken over."""
 
     name: ClassVar[str] = "I15"
+    sees: ClassVar[tuple[type[Event], ...]] = (Image, Status, Answered)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -174,6 +178,7 @@ class NoReunion(Invariant):
     """I13: a pair whose secondary was taken over is a pair no more, until an order makes it one."""
 
     name: ClassVar[str] = "I13"
+    sees: ClassVar[tuple[type[Event], ...]] = (Quiet, Status)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -210,6 +215,7 @@ class OneWriter(Invariant):
     """I16: a primary that knows it was taken over acknowledges nothing; a takeover begins another generation."""
 
     name: ClassVar[str] = "I16"
+    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -246,6 +252,7 @@ class Converges(Invariant):
     """I19: in the end pairs are PAIR with equal images, or say what they wait for."""
 
     name: ClassVar[str] = "I19"
+    sees: ClassVar[tuple[type[Event], ...]] = (Quiet, Image, Status, Submitted)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -300,6 +307,7 @@ class SameAgain(Invariant):
     """I20: another crash and recovery without writes in between finds the same."""
 
     name: ClassVar[str] = "I20"
+    sees: ClassVar[tuple[type[Event], ...]] = (Restarted, Submitted, Answered, Image)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

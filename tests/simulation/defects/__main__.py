@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.simulation.defects.hunt import FIRST_SEED, failed_seeds
 from tests.simulation.defects.listing import DEFECTS
 from tests.simulation.defects.plant import Defect, DoesNotFit, check_fits, plant
 
@@ -29,19 +31,37 @@ class Catch:
     by: str = ""
 
 
-def pursue(defect: Defect, directory: Path, seeds: int, timeout_s: float, hunters: tuple[str, ...] = ()) -> Catch:
-    """Plant a defect below ``directory`` and let its hunters (or ``hunters``) try ``seeds`` seeds each."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to hunt. ``swarm``: seeds of whole systems; ``known``: those that fail without a defect, with commas."""
+
+    seeds: int
+    swarm: int
+    timeout_s: float
+    known: str = ""
+
+
+def pursue(defect: Defect, directory: Path, limits: Limits, hunters: tuple[str, ...] = ()) -> Catch:
+    """Plant a defect below ``directory`` and let its hunters (or ``hunters``) try, one after the other."""
     tree = directory / re.sub(r"\W+", "-", defect.name)
     plant(defect, tree)
-    for hunter in hunters or defect.hunters:
+    try:
+        return _pursue(defect, tree, limits, hunters or defect.hunters)
+    finally:
+        shutil.rmtree(tree)
+
+
+def _pursue(defect: Defect, tree: Path, limits: Limits, hunters: tuple[str, ...]) -> Catch:
+    for hunter in hunters:
+        seeds = limits.swarm if hunter == "swarm" else limits.seeds
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds)],
+                [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds), limits.known],
                 cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
-                capture_output=True, text=True, timeout=timeout_s, check=False,
+                capture_output=True, text=True, timeout=limits.timeout_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return Catch(defect, hunter, 0, f"no end within {timeout_s:g} s")
+            continue
         found = re.search(r"^CAUGHT seeds=(\d+) by=(.*)", done.stdout, re.MULTILINE)
         if found:
             return Catch(defect, hunter, int(found[1]), found[2])
@@ -64,8 +84,9 @@ def table(catches: list[Catch]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run as the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.defects", description="Plant and hunt defects.")
-    parser.add_argument("--seeds", type=int, default=2000, help="most seeds of each hunter")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for each hunter")
+    parser.add_argument("--seeds", type=int, default=1000, help="most seeds of each hunter")
+    parser.add_argument("--swarm", type=int, default=300, help="most seeds of whole systems")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for each hunter")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="defects whose name contains this")
     parser.add_argument("--hunter", action="append", default=[], help="only this hunter; several are tried in order")
@@ -79,10 +100,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     hunters = tuple(options.hunter)
+    known: list[int] = []
+    if any("swarm" in (hunters or defect.hunters) for defect in chosen):
+        known = sorted(failed_seeds(FIRST_SEED, options.swarm, options.jobs))
+        print(f"{len(known)} of {options.swarm} swarm seeds fail without a defect: {known}", flush=True)
+    limits = Limits(options.seeds, options.swarm, options.timeout, ",".join(map(str, known)))
     with tempfile.TemporaryDirectory(prefix="defects-") as directory, ThreadPoolExecutor(options.jobs) as pool:
 
         def one(defect: Defect) -> Catch:
-            catch = pursue(defect, Path(directory), options.seeds, options.timeout, hunters)
+            catch = pursue(defect, Path(directory), limits, hunters)
             print(f"{catch.hunter or 'NOT CAUGHT':10} {catch.seeds:6}  {defect.name}: {catch.by}", flush=True)
             return catch
 

@@ -8,7 +8,8 @@ Owns: the hunters, by name:
     unit:PATH   the tests below PATH
 Never: judges; what runs the seed does.
 
-`python -m tests.simulation.defects.hunt HUNTER SEEDS` prints "CAUGHT seeds=N by=..." and exits with 1, or exits with 0.
+`python -m tests.simulation.defects.hunt HUNTER SEEDS [KNOWN]` prints "CAUGHT seeds=N by=..." and exits with 1, or exits
+with 0. KNOWN: swarm seeds, with commas, that fail without any defect too and prove nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Final
 
 from controllerd.storage import journal
 from tests.simulation.disk import Loss
@@ -27,6 +29,9 @@ from tests.simulation.storage_case import MAX_WRITE, Case
 from tests.simulation.test_takeover_crashes import Secondary, check_and_receive
 
 Seeds = Iterator[Callable[[], None]]
+FIRST_SEED: Final = 1_000_000
+"""Of the swarm."""
+BATCH: Final = 20
 
 
 def _pieces_of(size: int) -> None:
@@ -73,10 +78,10 @@ def small() -> Seeds:
 IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small}
 
 
-def hunt(hunter: str, seeds: int) -> str | None:
+def hunt(hunter: str, seeds: int, known: frozenset[int] = frozenset()) -> str | None:
     """Try ``seeds`` seeds; return what caught the defect, None if nothing did."""
     if hunter == "swarm":
-        return _swarm(seeds)
+        return _swarm(seeds, known)
     kind, _, path = hunter.partition(":")
     if kind == "unit":
         return _tests(path)
@@ -92,18 +97,29 @@ def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-def _swarm(seeds: int) -> str | None:
-    """Fresh runs of the whole system, in batches, so that an early catch ends early."""
-    batch = 20
-    for first in range(0, seeds, batch):
-        done = _run("-m", "tests.simulation", "--seeds", f"{1_000_000 + first}:{batch}", "--jobs", "1")
-        caught = re.findall(r"FAILED seed=(\d+) (.*)", done.stdout)
+def _swarm(seeds: int, known: frozenset[int]) -> str | None:
+    """Runs of the whole system, in batches, so that an early catch ends early."""
+    for first in range(FIRST_SEED, FIRST_SEED + seeds, BATCH):
+        failed = failed_seeds(first, min(BATCH, FIRST_SEED + seeds - first))
+        caught = sorted(seed for seed in failed if seed not in known)
         if caught:
-            seed, text = caught[0]
-            return f"seeds={int(seed) - 1_000_000 + 1} by={text[:120]}"
-        if done.returncode:
-            return f"seeds={first + batch} by=exit {done.returncode}: {done.stderr.strip()[-120:]}"
+            return f"seeds={caught[0] - FIRST_SEED + 1} by={failed[caught[0]][:120]}"
     return None
+
+
+def failed_seeds(first: int, count: int, jobs: int = 1) -> dict[int, str]:
+    """Run the swarm here; return what failed, by seed.
+
+    Raises:
+        RuntimeError: the swarm did not run.
+    """
+    done = _run("-m", "tests.simulation", "--seeds", f"{first}:{count}", "--jobs", str(jobs))
+    failed: dict[int, str] = {}
+    for seed, text in re.findall(r"^FAILED seed=(\d+) (.*)", done.stdout, re.MULTILINE):
+        failed.setdefault(int(seed), text)
+    if not failed and done.returncode == 1:
+        raise RuntimeError(done.stderr[-500:])
+    return failed
 
 
 def _tests(path: str) -> str | None:
@@ -118,7 +134,8 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def main() -> int:
     """Hunt as the command line says."""
-    caught = hunt(sys.argv[1], int(sys.argv[2]))
+    known = frozenset(int(seed) for seed in "".join(sys.argv[3:]).split(",") if seed)
+    caught = hunt(sys.argv[1], int(sys.argv[2]), known)
     if caught is None:
         return 0
     print(f"CAUGHT {caught}")
