@@ -131,6 +131,8 @@ class SimulatedDisk:
         """Calls until the power is cut or the daemon killed; None: never."""
         self.down = False
         self.on_cut: Callable[[], None] = lambda: None
+        self.interrupted: str | None = None
+        """File in whose write the cut fell."""
         self.on_write: Callable[[str, bytes], None] = _unseen
         """Told (path, data) of every write that took place, before the writer goes on."""
         self._serial = 0
@@ -259,6 +261,7 @@ class SimulatedDisk:
                 self.on_cut()
                 if operation != "write":
                     raise PowerCut(operation)
+                self.interrupted = path
                 return True
         if self.fault is not None:
             self.fault(operation, path, offset, length)

@@ -27,7 +27,7 @@ from tests.simulation.checker.status import (
 )
 from tests.simulation.checker.survivors import FlushedSurvives, SynchronousSurvives
 from tests.simulation.checker.world import World
-from tests.simulation.history import History
+from tests.simulation.history import EVENTS, History
 
 INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     Prefix,
@@ -67,10 +67,11 @@ def check(history: History) -> list[Violation]:
     """Return what does not hold, in the order in which it shows; empty: nothing was seen to break."""
     world = World(history)
     judges = [kind(world) for kind in INVARIANTS]
+    seers = {event: [judge.see for judge in judges if event in judge.sees] for event in EVENTS.values()}
     for event in history.events:
         world.feed(event)
-        for judge in judges:
-            judge.see(event)
+        for see in seers[type(event)]:
+            see(event)
     for judge in judges:
         judge.end()
     found = [violation for judge in judges for violation in judge.violations]

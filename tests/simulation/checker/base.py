@@ -27,9 +27,11 @@ class Violation:
 
 
 class Invariant(ABC):
-    """Sees every event once, after ``world`` has taken it in, and then the end. A new one is one small class."""
+    """Sees events once, after ``world`` has taken them in, and then the end. A new one is one small class."""
 
     name: ClassVar[str]
+    sees: ClassVar[tuple[type[Event], ...]]
+    """Kinds of events that `see` is called with."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -37,7 +39,7 @@ class Invariant(ABC):
 
     @abstractmethod
     def see(self, event: Event) -> None:
-        """Judge one event; others pass."""
+        """Judge one event."""
 
     def end(self) -> None:  # noqa: B027 - most have nothing to say at the end
         """The history is over."""

@@ -37,6 +37,19 @@ class BoundedHold(Invariant):
     """I7: every request is answered within the bound, unless its connection or site ended, or the disk hangs."""
 
     name: ClassVar[str] = "I7"
+    sees: ClassVar[tuple[type[Event], ...]] = (
+        Submitted,
+        FlushSubmitted,
+        ReadSubmitted,
+        Acknowledged,
+        Failed,
+        FlushAnswered,
+        ReadAnswered,
+        Disconnected,
+        Crashed,
+        FaultBegun,
+        FaultEnded,
+    )
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -98,6 +111,7 @@ class Registers(Invariant):
     """I9: a sector shows the last write of its line, or one that nobody knows to have been before it; never back."""
 
     name: ClassVar[str] = "I9"
+    sees: ClassVar[tuple[type[Event], ...]] = (ReadSubmitted, ReadAnswered, Image)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -174,6 +188,7 @@ class NoDamagedReads(Invariant):
     """I10: a read gives data, or an error; never data that is damaged."""
 
     name: ClassVar[str] = "I10"
+    sees: ClassVar[tuple[type[Event], ...]] = (ReadAnswered,)
 
     def see(self, event: Event) -> None:
         if isinstance(event, ReadAnswered) and DAMAGED in event.shown:
@@ -186,6 +201,7 @@ class StaysUp(Invariant):
     """I17: whatever comes in, the daemon does not end by itself."""
 
     name: ClassVar[str] = "I17"
+    sees: ClassVar[tuple[type[Event], ...]] = (Crashed,)
 
     def see(self, event: Event) -> None:
         if isinstance(event, Crashed) and event.how == "fault":

@@ -88,6 +88,8 @@ def say(place: Place, shown: Write | None) -> str:
 class OfImages(Invariant):
     """Judges every image that the site calls consistent."""
 
+    sees: ClassVar[tuple[type[Event], ...]] = (Image,)
+
     def see(self, event: Event) -> None:
         if isinstance(event, Image) and event.consistent:
             self.judge(Sight(self.world, event), event.site)

@@ -31,6 +31,7 @@ class Numbers(Invariant):
     """I2: a number stands for one record for ever, at every site, and none is left out."""
 
     name: ClassVar[str] = "I2"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled,)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -56,6 +57,7 @@ class Times(Invariant):
     """I11: write times of a group never fall, and are never older than the time a host gave."""
 
     name: ClassVar[str] = "I11"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled,)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -81,6 +83,7 @@ class MirroredFirst(Invariant):
     """I3: a host hears of its write when both journals have it, as long as the pair is PAIR."""
 
     name: ClassVar[str] = "I3"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled, Acknowledged)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -96,7 +99,7 @@ class MirroredFirst(Invariant):
             for pair in self.world.pairs:
                 if (pair.group, pair.primary, pair.mode) != (write.event.group, write.event.site, "sync"):
                     continue
-                mirrored = not pair.taken_over and pair.left > write.index and pair.made < write.index
+                mirrored = not pair.taken_over and pair.left > self.world.index and pair.made < write.index
                 known = pair.secondary in self.world.tapped and write.event.site in self.world.tapped
                 if mirrored and known and (pair.secondary, write.serial) not in self._has:
                     self.wrong(f"write {write.serial} was acknowledged and {pair.secondary} has not journaled it")
@@ -106,6 +109,7 @@ class JournaledFirst(Invariant):
     """I4: a host hears of its write when the journal of its own controller has it."""
 
     name: ClassVar[str] = "I4"
+    sees: ClassVar[tuple[type[Event], ...]] = (Journaled, Acknowledged)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tests.simulation.checker.base import Invariant
 from tests.simulation.checker.images import Sight
-from tests.simulation.checker.world import Pair, World
+from tests.simulation.checker.world import Pair, World, Write
 from tests.simulation.history import (
     Acknowledged,
     Answered,
@@ -32,13 +32,14 @@ class Forward(Invariant):
     """I11: published positions and consistency times never go back, but by a crash that may lose them, or an order."""
 
     name: ClassVar[str] = "I11"
+    sees: ClassVar[tuple[type[Event], ...]] = (Status, Crashed, Answered)
     _OWN: ClassVar = {"primary": ("written",), "secondary": ("durable", "applied", "applied_time", "cut_time")}
     _SURVIVES_KILL: ClassVar = ("written", "durable")
     _SURVIVES_POWER: ClassVar = ("durable",)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._high: dict[tuple[str, str, str, str], int] = {}
+        self._high: dict[tuple[str, str, str, str, int | None], int] = {}
 
     def see(self, event: Event) -> None:
         match event:
@@ -62,7 +63,7 @@ class Forward(Invariant):
             value = getattr(event, field)
             if value is None or event.state in ("SSWS", "SMPL"):
                 continue
-            key = event.site, event.group, event.role, field
+            key = event.site, event.group, event.role, field, event.generation
             high = self._high.get(key, value)
             if value < high:
                 self.wrong(f"{event.site}: {field} of {event.group} went back from {high} to {value}")
@@ -73,6 +74,7 @@ class HonestLag(Invariant):
     """I14: the lag that a secondary reports is never less than the age of what its image misses."""
 
     name: ClassVar[str] = "I14"
+    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status, Image)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -97,9 +99,7 @@ class HonestLag(Invariant):
         volumes = {name for name, facts in self.world.history.volumes.items() if facts.group == group}
         shown = {name: content for name, content in image.shown.items() if name in volumes}
         sight = Sight(self.world, Image(image.at, image.site, shown))
-        missing = [
-            write for _, _, write in sight.hidden(lambda write: write.serial in self._acked_at and not write.losable)
-        ]
+        missing = [write for _, _, write in sight.hidden(lambda write: self._sent(write, pair.primary))]
         if not missing:
             return
         oldest = min(missing, key=lambda write: write.acked)
@@ -108,11 +108,23 @@ class HonestLag(Invariant):
             text = f"{report.site} reports {report.lag_s:.3f} s of lag for {group}"
             self.wrong(f"{text}; it misses write {oldest.serial} of {lag_s:.3f} s ago")
 
+    def _sent(self, write: Write, primary: str) -> bool:
+        """Whether a write was acknowledged, and is at the primary that the lag is measured against."""
+        if write.serial not in self._acked_at or write.losable:
+            return False
+        upstream = self.world.pair_to(write.event.group, primary)
+        while upstream is not None:
+            if write.acked > upstream.left:
+                return False
+            upstream = self.world.pair_to(write.event.group, upstream.primary)
+        return True
+
 
 class ExplicitSuspension(Invariant):
     """I14: a suspended pair has a reason, and in the end both sides know of it."""
 
     name: ClassVar[str] = "I14"
+    sees: ClassVar[tuple[type[Event], ...]] = (Quiet, Status)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -142,6 +154,7 @@ class Label(Invariant):
     """I15: what is not consistent is not taken over."""
 
     name: ClassVar[str] = "I15"
+    sees: ClassVar[tuple[type[Event], ...]] = (Image, Status, Answered)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -165,6 +178,7 @@ class NoReunion(Invariant):
     """I13: a pair whose secondary was taken over is a pair no more, until an order makes it one."""
 
     name: ClassVar[str] = "I13"
+    sees: ClassVar[tuple[type[Event], ...]] = (Quiet, Status)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -201,6 +215,7 @@ class OneWriter(Invariant):
     """I16: a primary that knows it was taken over acknowledges nothing; a takeover begins another generation."""
 
     name: ClassVar[str] = "I16"
+    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -225,7 +240,8 @@ class OneWriter(Invariant):
                 continue
             if (event.site, event.peer, event.state) == (pair.primary, pair.secondary, "SSWS"):
                 self._fenced.setdefault((event.site, event.group), self.world.index)
-            if event.generation is not None and event.site in (pair.primary, pair.secondary):
+            numbered = pair.mode == "async"  # a synchronous secondary always numbered by itself
+            if numbered and event.generation is not None and event.site in (pair.primary, pair.secondary):
                 sites = self._generations.setdefault((event.group, event.generation), set())
                 sites.add(event.site)
                 if len(sites) > 1:
@@ -236,6 +252,7 @@ class Converges(Invariant):
     """I19: in the end pairs are PAIR with equal images, or say what they wait for."""
 
     name: ClassVar[str] = "I19"
+    sees: ClassVar[tuple[type[Event], ...]] = (Quiet, Image, Status, Submitted)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -272,18 +289,25 @@ class Converges(Invariant):
                 self.wrong(f"{where} came to rest as {state.state}, waiting for nothing")
             return
         ours, theirs = self._images.get(pair.primary), self._images.get(pair.secondary)
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or self._held_back(pair.secondary):
             return
         for volume, facts in self.world.history.volumes.items():
             if facts.group == pair.group and ours.shown.get(volume) != theirs.shown.get(volume):
                 self.wrong(f"{where} is PAIR at rest, and the images of {volume} differ")
                 return
 
+    def _held_back(self, secondary: str) -> bool:
+        """Whether a pair that is not PAIR holds back what the secondary shows of all."""
+        pairs = [pair for pair in self.world.pairs if pair.secondary == secondary and not pair.taken_over]
+        states = [self._states.get((pair.primary, pair.group, secondary)) for pair in pairs]
+        return any(state is None or state.state != "PAIR" for state in states)
+
 
 class SameAgain(Invariant):
     """I20: another crash and recovery without writes in between finds the same."""
 
     name: ClassVar[str] = "I20"
+    sees: ClassVar[tuple[type[Event], ...]] = (Restarted, Submitted, Answered, Image)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)

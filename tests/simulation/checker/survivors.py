@@ -17,6 +17,8 @@ from tests.simulation.history import SECTOR, ZEROS, Event, Image, ReadAnswered
 class Survivors(Invariant):
     """Each missing write breaks the promise ``name``."""
 
+    sees: ClassVar[tuple[type[Event], ...]] = (Image, ReadAnswered)
+
     def see(self, event: Event) -> None:
         if isinstance(event, Image) and event.consistent:
             self._judge(Sight(self.world, event), event.site)
