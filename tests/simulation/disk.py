@@ -131,6 +131,10 @@ class SimulatedDisk:
         """Calls until the power is cut or the daemon killed; None: never."""
         self.down = False
         self.on_cut: Callable[[], None] = lambda: None
+        self.interrupted: str | None = None
+        """File in whose write the cut fell."""
+        self.on_write: Callable[[str, bytes], None] = _unseen
+        """Told (path, data) of every write that took place, before the writer goes on."""
         self._serial = 0
 
     # ---- life and death ------------------------------------------------------
@@ -257,6 +261,7 @@ class SimulatedDisk:
                 self.on_cut()
                 if operation != "write":
                     raise PowerCut(operation)
+                self.interrupted = path
                 return True
         if self.fault is not None:
             self.fault(operation, path, offset, length)
@@ -283,6 +288,10 @@ class SimulatedDisk:
         content.changes.append(change)
 
 
+def _unseen(path: str, data: bytes) -> None:
+    """Nobody watches."""
+
+
 def _put_all(image: bytearray, changes: list[_Change]) -> None:
     for change in changes:
         change.put(image)
@@ -305,10 +314,13 @@ class SimulatedFile:
         self._content = content
 
     def read_nowait(self, buffer: memoryview, offset: int) -> bool:
-        """See File; misses as often as the disk's ``misses`` says."""
+        """See File; misses as often as the disk's ``misses`` says, and when it fails: the waiting read will say."""
         if self._disk.misses and self._disk.rng.random() < self._disk.misses:
             return False
-        self.read_now(buffer, offset)
+        try:
+            self.read_now(buffer, offset)
+        except OSError:
+            return False
         return True
 
     def read_now(self, buffer: memoryview, offset: int) -> None:
@@ -347,6 +359,7 @@ class SimulatedFile:
             disk.phantom.discard(self.path)
             return
         disk.change(self._content, offset + disk.misdirect.pop(self.path, 0), data)
+        disk.on_write(self.path, data)
 
     async def sync(self) -> None:
         """See File; covers what was written before the call, no more."""

@@ -64,6 +64,15 @@ class SimulatedCatalogue(Catalogue):
     def close(self) -> None:
         """Stay open for the next life."""
 
+    def take_from(self, other: SimulatedCatalogue) -> None:
+        """Become a copy of another catalogue."""
+        other._database.backup(self._database)
+
+    def rows(self) -> list[object]:
+        """Return all that is in the catalogue."""
+        tables = ("facts", "documents", "map_pages")
+        return [row for table in tables for row in self._database.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
+
     def destroy(self) -> None:
         """Close for good."""
         Catalogue.close(self)

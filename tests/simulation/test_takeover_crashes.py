@@ -192,7 +192,7 @@ def test_secondary_keeps_what_it_confirmed(batch: int) -> None:
         try:
             case.machine.run(case.create)
             for _ in range(case.rng.randint(1, 4)):
-                case.machine.run(_check_and_receive(case), cut_in=case.rng.choice((None, case.rng.randint(20, 150))))
+                case.machine.run(check_and_receive(case), cut_in=case.rng.choice((None, case.rng.randint(20, 150))))
                 case.machine.crash(case.rng.choice(list(Loss)))
             case.machine.run(case.check)
             case.machine.run(case.take_over)
@@ -203,7 +203,9 @@ def test_secondary_keeps_what_it_confirmed(batch: int) -> None:
             case.machine.destroy()
 
 
-def _check_and_receive(case: Secondary) -> Callable[[StorageSystem], Awaitable[None]]:
+def check_and_receive(case: Secondary) -> Callable[[StorageSystem], Awaitable[None]]:
+    """A life that checks what was recovered and goes on receiving."""
+
     async def life(system: StorageSystem) -> None:
         await case.check(system)
         await case.receive(system)

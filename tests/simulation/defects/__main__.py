@@ -1,0 +1,124 @@
+"""Plant every defect and see it caught: `python -m tests.simulation.defects`.
+
+Exit code: 0 all were caught, 1 some were not, 2 a defect does not fit the source any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.simulation.defects.hunt import FIRST_SEED, failed_seeds
+from tests.simulation.defects.listing import DEFECTS
+from tests.simulation.defects.plant import Defect, DoesNotFit, check_fits, plant
+
+
+@dataclass(frozen=True, slots=True)
+class Catch:
+    """What became of one defect. ``hunter`` "": nobody caught it."""
+
+    defect: Defect
+    hunter: str = ""
+    seeds: int = 0
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to hunt. ``swarm``: seeds of whole systems; ``known``: those that fail without a defect, with commas."""
+
+    seeds: int
+    swarm: int
+    timeout_s: float
+    known: str = ""
+
+
+def pursue(defect: Defect, directory: Path, limits: Limits, hunters: tuple[str, ...] = ()) -> Catch:
+    """Plant a defect below ``directory`` and let its hunters (or ``hunters``) try, one after the other."""
+    tree = directory / re.sub(r"\W+", "-", defect.name)
+    plant(defect, tree)
+    try:
+        return _pursue(defect, tree, limits, hunters or defect.hunters)
+    finally:
+        shutil.rmtree(tree)
+
+
+def _pursue(defect: Defect, tree: Path, limits: Limits, hunters: tuple[str, ...]) -> Catch:
+    for hunter in hunters:
+        seeds = limits.swarm if hunter == "swarm" else limits.seeds
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds), limits.known],
+                cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
+                capture_output=True, text=True, timeout=limits.timeout_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            continue
+        found = re.search(r"^CAUGHT seeds=(\d+) by=(.*)", done.stdout, re.MULTILINE)
+        if found:
+            return Catch(defect, hunter, int(found[1]), found[2])
+        if done.returncode:
+            return Catch(defect, hunter, 0, f"does not run: {done.stderr.strip()[-120:]}")
+    return Catch(defect)
+
+
+def table(catches: list[Catch]) -> str:
+    """Return the report: defect, invariants, who caught it, seeds needed, how it showed."""
+    lines = ["| defect | breaks | caught by | seeds | shows as |", "| --- | --- | --- | --- | --- |"]
+    for catch in catches:
+        who = catch.hunter or "**NOT CAUGHT**"
+        shows = catch.by.replace("|", "/")
+        lines.append(f"| {catch.defect.name} | {catch.defect.breaks} | {who} | {catch.seeds or ''} | {shows} |")
+    caught = sum(bool(catch.hunter) for catch in catches)
+    return "\n".join([*lines, "", f"{caught} of {len(catches)} caught"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run as the command line says; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.defects", description="Plant and hunt defects.")
+    parser.add_argument("--seeds", type=int, default=1000, help="most seeds of each hunter")
+    parser.add_argument("--swarm", type=int, default=300, help="most seeds of whole systems")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for each hunter")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="defects whose name contains this")
+    parser.add_argument("--hunter", action="append", default=[], help="only this hunter; several are tried in order")
+    parser.add_argument("--report", type=Path, help="write the table to this file")
+    options = parser.parse_args(arguments)
+    chosen = [defect for defect in DEFECTS if options.only in defect.name]
+    try:
+        for defect in chosen:
+            check_fits(defect)
+    except DoesNotFit as error:
+        print(error, file=sys.stderr)
+        return 2
+    hunters = tuple(options.hunter)
+    known: list[int] = []
+    if any("swarm" in (hunters or defect.hunters) for defect in chosen):
+        known = sorted(failed_seeds(FIRST_SEED, options.swarm, options.jobs))
+        print(f"{len(known)} of {options.swarm} swarm seeds fail without a defect: {known}", flush=True)
+    limits = Limits(options.seeds, options.swarm, options.timeout, ",".join(map(str, known)))
+    with tempfile.TemporaryDirectory(prefix="defects-") as directory, ThreadPoolExecutor(options.jobs) as pool:
+
+        def one(defect: Defect) -> Catch:
+            catch = pursue(defect, Path(directory), limits, hunters)
+            print(f"{catch.hunter or 'NOT CAUGHT':10} {catch.seeds:6}  {defect.name}: {catch.by}", flush=True)
+            return catch
+
+        catches = list(pool.map(one, chosen))
+    report = table(catches)
+    print(report)
+    if options.report is not None:
+        options.report.write_text(report + "\n")
+    return 0 if all(catch.hunter for catch in catches) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

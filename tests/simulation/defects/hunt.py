@@ -1,0 +1,146 @@
+"""Hunts for a defect in the tree that it is run in: seeds one after the other until one fails.
+
+Owns: the hunters, by name:
+    storage     random histories of a primary's storage (storage_case)
+    secondary   a secondary that receives, crashes and is taken over (test_takeover_crashes)
+    small       every workload of up to two operations (small_case)
+    swarm       whole systems (python -m tests.simulation)
+    unit:PATH   the tests below PATH
+Never: judges; what runs the seed does.
+
+`python -m tests.simulation.defects.hunt HUNTER SEEDS [KNOWN]` prints "CAUGHT seeds=N by=..." and exits with 1, or exits
+with 0. KNOWN: swarm seeds, with commas, that fail without any defect too and prove nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from controllerd.storage import journal
+from tests.simulation.disk import Loss
+from tests.simulation.small_case import OPERATIONS, PIECE, SmallCase
+from tests.simulation.storage_case import MAX_WRITE, Case
+from tests.simulation.test_takeover_crashes import Secondary, check_and_receive
+
+Seeds = Iterator[Callable[[], None]]
+FIRST_SEED: Final = 1_000_000
+"""Of the swarm."""
+BATCH: Final = 20
+
+
+def _pieces_of(size: int) -> None:
+    """Let segments be small enough that cases fill, roll and recycle them."""
+    vars(journal)["PIECE_MAX"] = size
+
+
+def storage() -> Seeds:
+    """Random histories of a primary."""
+    _pieces_of(MAX_WRITE + 1024)
+    return (Case(seed).run for seed in itertools.count())
+
+
+def secondary() -> Seeds:
+    """Random lives of a secondary, with a takeover at the end."""
+    _pieces_of(16 << 10)
+    return (partial(_one_secondary, seed) for seed in itertools.count())
+
+
+def _one_secondary(seed: int) -> None:
+    case = Secondary(seed)
+    rng = case.rng
+    try:
+        case.machine.run(case.create)
+        for _ in range(rng.randint(1, 4)):
+            case.machine.run(check_and_receive(case), cut_in=rng.choice((None, rng.randint(20, 150))))
+            case.machine.crash(rng.choice(list(Loss)))
+        case.machine.run(case.check)
+        case.machine.run(case.take_over)
+        case.machine.crash(rng.choice(list(Loss)))
+        case.machine.run(case.check)
+    finally:
+        case.machine.destroy()
+
+
+def small() -> Seeds:
+    """Small workloads, all of them."""
+    _pieces_of(PIECE)
+    tried: set[bytes] = set()
+    workloads = itertools.chain.from_iterable(itertools.product(OPERATIONS, repeat=length) for length in (1, 2))
+    return (SmallCase(workload, tried).run for workload in workloads)
+
+
+IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small}
+
+
+def hunt(hunter: str, seeds: int, known: frozenset[int] = frozenset()) -> str | None:
+    """Try ``seeds`` seeds; return what caught the defect, None if nothing did."""
+    if hunter == "swarm":
+        return _swarm(seeds, known)
+    kind, _, path = hunter.partition(":")
+    if kind == "unit":
+        return _tests(path)
+    for number, seed in enumerate(itertools.islice(IN_PROCESS[hunter](), seeds), 1):
+        try:
+            seed()
+        except BaseException as error:  # whatever it is: with the defect something is wrong that is not without it
+            return f"seeds={number} by={_line(error)}"
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def _swarm(seeds: int, known: frozenset[int]) -> str | None:
+    """Runs of the whole system, in batches, so that an early catch ends early."""
+    for first in range(FIRST_SEED, FIRST_SEED + seeds, BATCH):
+        failed = failed_seeds(first, min(BATCH, FIRST_SEED + seeds - first))
+        caught = sorted(seed for seed in failed if seed not in known)
+        if caught:
+            return f"seeds={caught[0] - FIRST_SEED + 1} by={failed[caught[0]][:120]}"
+    return None
+
+
+def failed_seeds(first: int, count: int, jobs: int = 1) -> dict[int, str]:
+    """Run the swarm here; return what failed, by seed.
+
+    Raises:
+        RuntimeError: the swarm did not run.
+    """
+    done = _run("-m", "tests.simulation", "--seeds", f"{first}:{count}", "--jobs", str(jobs))
+    failed: dict[int, str] = {}
+    for seed, text in re.findall(r"^FAILED seed=(\d+) (.*)", done.stdout, re.MULTILINE):
+        failed.setdefault(int(seed), text)
+    if not failed and done.returncode == 1:
+        raise RuntimeError(done.stderr[-500:])
+    return failed
+
+
+def _tests(path: str) -> str | None:
+    done = _run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", path)
+    caught = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return f"seeds=1 by={caught[0].rsplit('/', 1)[-1]}" if caught else None
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def main() -> int:
+    """Hunt as the command line says."""
+    known = frozenset(int(seed) for seed in "".join(sys.argv[3:]).split(",") if seed)
+    caught = hunt(sys.argv[1], int(sys.argv[2]), known)
+    if caught is None:
+        return 0
+    print(f"CAUGHT {caught}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

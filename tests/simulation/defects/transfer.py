@@ -1,0 +1,127 @@
+"""Defects of the transfer path and of acknowledging: what is sent, taken in, numbered and confirmed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.simulation.defects.plant import Defect, Edit
+
+_ACKNOWLEDGE: Final = "controllerd/storage/acknowledge.py"
+_GROUP: Final = "controllerd/storage/group.py"
+_ARRIVAL: Final = "controllerd/model/arrival.py"
+_PLAN: Final = "controllerd/model/apply_plan.py"
+_TIME: Final = "controllerd/model/write_time.py"
+_BATCH: Final = "controllerd/replication/batch.py"
+_FRAMES: Final = "controllerd/replication/frames.py"
+_INTAKE: Final = "controllerd/replication/intake.py"
+_MIRROR: Final = "controllerd/replication/mirror.py"
+_PRIMARY: Final = "controllerd/replication/primary.py"
+_SENDER: Final = "controllerd/replication/sender.py"
+_TICKER: Final = "controllerd/replication/ticker.py"
+
+TRANSFER: Final[tuple[Defect, ...]] = (
+    Defect("acknowledge C's host before A has the write", "I3", ("swarm",), (
+        Edit(_ACKNOWLEDGE, "            complete = min(complete, self._mirror_acked)\n", ""),
+    )),
+    Defect("acknowledge what is journaled here, mirror or not", "I3", ("swarm",), (
+        Edit(_ACKNOWLEDGE, "        elif not self.mirrored:\n", "        else:\n"),
+    )),
+    Defect("flush does not wait for the mirror's disk", "I3 I4", ("swarm",), (
+        Edit(_ACKNOWLEDGE, "            flushed = min(flushed, self._mirror_durable)\n", ""),
+    )),
+    Defect("what the mirror received counts as durable there", "I3 I4", ("swarm",), (
+        Edit(_MIRROR, "        self._group.mirror_progress(ack.received, ack.durable)\n",
+             "        self._group.mirror_progress(ack.received, ack.received)\n"),
+    )),
+    Defect("after a restart the mirror is thought to have everything", "I3", ("swarm",), (
+        Edit(_PRIMARY, "                self.mirror.start(record.start_seq if created else 0)\n",
+             "                self.mirror.start(self.group.last_seq)\n"),
+    )),
+    Defect("a stable mirror confirms before its sync", "I3 I4", ("swarm",), (
+        Edit(_INTAKE, '        if self._group.durability == "stable":\n            return self._durable_origin\n', ""),
+    )),
+    Defect("forget C's number after a restart of A", "I2 I3", ("swarm",), (
+        Edit(_GROUP, "        self.last_origin = max(self.last_origin, record.origin)\n", ""),
+    )),
+    Defect("forget C's number on reconnect", "I2", ("swarm",), (
+        Edit(_INTAKE, "                if record.sequence > group.last_origin:  # else", "                if True:  # else"),
+        Edit(_GROUP, "        if record.sequence <= self.last_origin:\n            return self._next\n", ""),
+        Edit(_INTAKE, "        return self._group.last_origin + 1\n", "        return max(1, self._group.last_origin)\n"),
+    )),
+    Defect("no gap check", "I1 I2", ("swarm",), (
+        Edit(_ARRIVAL, "            self._hold(first, last, size, payload)\n            return []\n",
+             "            return [payload]\n"),
+        Edit(_GROUP, "            if sequence != expected or time < latest:\n",
+             "            expected = sequence\n            if time < latest:\n"),
+        Edit(_PLAN, "            if seq != last_seq + 1 or time < last_time:\n                raise self._out_of_order(name, last_seq",
+             "            if time < last_time:\n                raise self._out_of_order(name, last_seq"),
+    )),
+    Defect("begin one record too late after a reconnect", "I1 I19", ("swarm",), (
+        Edit(_SENDER, "Session(pull.epoch, max(pull.next_seq, start_seq + 1), pull.credit)",
+             "Session(pull.epoch, max(pull.next_seq + (self.epoch > 0), start_seq + 1), pull.credit)"),
+    )),
+    Defect("connections of an old session are let in", "I2 I19", ("swarm", "unit:tests/unit/replication", "unit:tests/integration"), (
+        Edit(_SENDER, "        if stale:\n", "        if False:\n"),
+    )),
+    Defect("a secondary that has more than the primary goes on", "I1 I2 I19", ("swarm",), (
+        Edit(_PRIMARY, "        if last > group.last_seq:\n", "        if False:\n"),
+    )),
+    Defect("a secondary with records of a lost run goes on", "I1 I2 I19", ("swarm",), (
+        Edit(_PRIMARY, "        elif last > record.start_seq and _incarnation_of(group, last) != pull.incarnation:\n",
+             "        elif False:\n"),
+    )),
+    Defect("a secondary that needs what is gone gets the rest", "I1 I19", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
+        Edit(_PRIMARY, "        elif last < group.last_seq and last + 1 < group.journal.first:\n", "        elif False:\n"),
+        Edit("controllerd/storage/journal.py", "        if first < self.first:\n            raise Trimmed(self.first)\n",
+             "        first = max(first, self.first)\n"),
+    )),
+    Defect("no check of the data CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
+        Edit(_BATCH, "            if check(data) != data_crc:\n", "            if False:\n"),
+    )),
+    Defect("no check of the record header CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
+        Edit(_BATCH, "        if magic != MAGIC or check(raw[position : position + _CHECKED]) != header_crc:\n",
+             "        if magic != MAGIC:\n"),
+    )),
+    Defect("no check of the frame header CRC", "I10 I17", ("swarm", "unit:tests/unit/replication"), (
+        Edit(_FRAMES, "            if kind == _DATA and actual != crc:\n", "            if False:\n"),
+        Edit(_FRAMES, "            if kind != _DATA and crc32c(payload, actual) != crc:\n", "            if False:\n"),
+    )),
+    Defect("records of another generation are taken", "I13 I16", ("swarm", "unit:tests/unit/replication"), (
+        Edit(_BATCH, "        if record_generation != generation or version != VERSION:\n", "        if version != VERSION:\n"),
+    )),
+    Defect("apply what is not durable yet", "I1 I5", ("swarm",), (
+        Edit(_INTAKE, "        while undurable and undurable[0].last <= durable:\n", "        while undurable:\n"),
+        Edit(_INTAKE, "            self._undurable_bytes += size\n        self._events.stalled(None)\n        self.sync()\n",
+             "            self._undurable_bytes += size\n        self._events.stalled(None)\n        self.sync()\n        self.settle()\n"),
+    )),
+    Defect("clock times follow the clock back", "I5 I11", ("swarm", "unit:tests/unit/model/test_write_time.py"), (
+        Edit(_TIME, "        last = self.last + 1\n        if now > last:\n            last = now\n        self.last = last\n",
+             "        self.last = last = now\n"),
+    )),
+    Defect("the host's write time is ignored", "I5 I11", ("swarm", "unit:tests/unit/model/test_write_time.py"), (
+        Edit(_TIME, "        self._used = True\n        if carried is None:\n            return self.last\n",
+             "        self._used = True\n        if True:\n            return self.last\n"),
+    )),
+    Defect("an older write time of a host is taken as it is", "I11", ("swarm", "unit:tests/unit/model/test_write_time.py"), (
+        Edit(_TIME, "            self.last = carried\n        elif carried < self.last:\n            self.clamped += 1\n"
+             "        return self.last\n\n    def pass_on(self, carried: int, now: int) -> int:\n        \"\"\"See WriteTime; like",
+             "        self.last = carried\n"
+             "        return self.last\n\n    def pass_on(self, carried: int, now: int) -> int:\n        \"\"\"See WriteTime; like"),
+        Edit(_GROUP, "        time = self.write_time.stamp(self.clock(), carried)\n        if time < self.last_time:\n"
+             "            time = self.last_time\n", "        time = self.write_time.stamp(self.clock(), carried)\n"),
+    )),
+    Defect("write times begin anew after a restart", "I5 I11", ("swarm",), (
+        Edit(_GROUP, "        self.acks.recovered(reached)\n        self.write_time.observe(self.last_time)\n",
+             "        self.acks.recovered(reached)\n"),
+    )),
+    Defect("only one of the quiet groups gets a tick", "I19", ("swarm",), (
+        Edit(_TICKER, "            return quiet  # all or none", "            return quiet[:1]  # all or none"),
+    )),
+    Defect("forget ticks", "I19", ("swarm",), (
+        Edit(_TICKER, "        if not groups:\n            return\n", "        if groups is not None:\n            return\n"),
+    )),
+    Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/replication", "unit:tests/integration/test_transfer_states.py"), (
+        Edit(_GROUP, "        time = max(pass_on(record.time, self.clock()), self.last_time)\n",
+             "        time = max(self.write_time.tick(self.clock()), self.last_time)\n"),
+    )),
+)  # fmt: skip

@@ -1,0 +1,185 @@
+"""Lives: which run of which simulated site a callback, task or timer belongs to.
+
+Owns: `Life`, the context that everything a site starts inherits, and the loop that runs nothing
+of a life that has ended.
+Never: knows what a site does.
+
+A real crash stops a process between two instructions. Here all sites share one loop, so the loop
+is what stops them: handles carry the context in which they were made, and that names the life.
+
+What a reader would get wrong: host code outside a site must enter it by `Life.call`, else the
+tasks that the site makes for it would survive the crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from tests.simulation.disk import PowerCut
+from tests.simulation.virtual_loop import Deadlock
+
+_CURRENT: Final[contextvars.ContextVar[Life | None]] = contextvars.ContextVar("life", default=None)
+OUTSIDE: Final = contextvars.Context()
+"""The context of what belongs to no site: network, hosts, operators."""
+
+
+class Died(Exception):
+    """The site's daemon ended before it had answered."""
+
+
+class Life:
+    """One run of the daemon of site ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.context = OUTSIDE.copy()
+        self.context.run(_CURRENT.set, self)
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        """Those that are not done; a dictionary for its order."""
+        self._waiting: dict[asyncio.Future[Any], None] = {}
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call into the site from outside; returns None when it is dead, or dies meanwhile."""
+        if not self.alive:
+            return None
+        try:
+            return self.context.copy().run(function, *arguments)
+        except PowerCut:
+            return None
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine in the site."""
+        return asyncio.get_running_loop().create_task(work, context=self.context.copy())
+
+    async def perform(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the site and return what it returns; for callers outside.
+
+        Raises:
+            Died: the site's daemon ended meanwhile.
+            Exception: whatever the coroutine raised.
+        """
+        if not self.alive:
+            work.close()
+            raise Died(self.name)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def finished(task: asyncio.Task[Any]) -> None:
+            if answer.done():
+                return
+            error = Died(self.name) if task.cancelled() else task.exception()
+            if error is None:
+                answer.set_result(task.result())
+            else:
+                answer.set_exception(Died(self.name) if isinstance(error, PowerCut) else error)
+
+        self.spawn(work).add_done_callback(finished, context=OUTSIDE)
+        self._waiting[answer] = None
+        try:
+            return await answer
+        finally:
+            self._waiting.pop(answer, None)
+
+    def end(self) -> None:
+        """Nothing of this life runs on. To be called from outside."""
+        self.alive = False
+        for answer in list(self._waiting):
+            if not answer.done():
+                answer.set_exception(Died(self.name))
+        while self.tasks:
+            # What is in `finally` runs now, not when the garbage collector comes by; it has no effects, but new tasks.
+            task, _ = self.tasks.popitem()
+            try:
+                self.context.copy().run(task.get_coro().close)
+            except (PowerCut, RuntimeError):
+                pass
+
+
+def current_life() -> Life | None:
+    """Return the life that is running now; None outside."""
+    return _CURRENT.get()
+
+
+class LifeLoop(asyncio.BaseEventLoop):
+    """Virtual time, and nothing of the dead runs.
+
+    Attributes:
+        on_error: told of every exception that nobody caught, with the name of the site.
+        turns: callbacks that have run.
+    """
+
+    _ready: deque[Any]
+    _scheduled: list[Any]
+
+    def __init__(self, on_error: Callable[[str, BaseException], None]) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.turns = 0
+        self.on_error = on_error
+        self.set_task_factory(_make_task)  # type: ignore[arg-type]  # typeshed knows no factories with a context
+        self.set_exception_handler(self._failed)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self.now_s
+
+    def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, PowerCut) or error is None:
+            return
+        owner = context.get("task") or context.get("future") or context.get("handle")
+        handle_context = getattr(owner, "_context", None)
+        life = current_life() if handle_context is None else handle_context.get(_CURRENT)
+        self.on_error(life.name if life is not None else "outside", error)
+
+    def _run_once(self) -> None:
+        """Run what is ready, in order; when nothing is, let time pass to the next timer."""
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)._scheduled = False
+        if not ready:
+            if not scheduled:
+                if self._stopping:  # type: ignore[attr-defined]  # BaseEventLoop's
+                    return
+                raise Deadlock("no callback is ready and no timer is set")
+            self.now_s = max(self.now_s, scheduled[0]._when)
+        now_s = self.now_s
+        while scheduled and scheduled[0]._when <= now_s:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            if not handle._cancelled:
+                ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            life = handle._context.get(_CURRENT)
+            if life is not None and not life.alive:
+                continue
+            self.turns += 1
+            handle._run()
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """There are no other threads to be woken by."""
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], context: contextvars.Context | None = None
+) -> asyncio.Task[Any]:
+    # The context argument is passed by `create_task` only when it is given.
+    task = asyncio.Task(work, loop=loop) if context is None else asyncio.Task(work, loop=loop, context=context)
+    life = _CURRENT.get() if context is None else context.get(_CURRENT)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # the dead are pending for ever
+    if life is not None:
+        tasks = life.tasks
+        tasks[task] = None
+        task.add_done_callback(lambda done: tasks.pop(done, None))
+    return task

@@ -1,0 +1,157 @@
+"""Operators' orders during chaos: one small class each. A new one is a class in `ORDERS`.
+
+Owns: giving the order through the function that the management API calls, repeating it after a
+crash as an operator would, and noting order and answer.
+Never: decides when; the plan does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from controllerd.model.errors import RemoteCopyError
+from tests.simulation import history as h
+from tests.simulation.disk import POWER_LOSSES, Loss
+from tests.simulation.life import Died
+
+if TYPE_CHECKING:
+    from tests.simulation.machine import Site
+    from tests.simulation.world import World
+
+DOMAIN: Final = "default"
+RETRY_S: Final = 0.5
+TRIES: Final = 40
+
+
+class Order:
+    """One kind of order; `run` gives it once and returns when it is answered for good."""
+
+    weight: ClassVar[float] = 1.0
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self.world = world
+        self.rng = rng
+
+    async def run(self) -> None:
+        """Give the order."""
+        raise NotImplementedError
+
+    async def give(
+        self, site: Site, name: str, group: str, work: Callable[[], Coroutine[Any, Any, Any]], **facts: Any
+    ) -> tuple[int, Any, str]:
+        """Order until there is an answer; returns (number of the order, what it returned, error code or "")."""
+        world = self.world
+        number = world.next_request()
+        world.note(h.Ordered(world.now_s, number, site.name, name, group, facts))
+        for _ in range(TRIES):
+            if site.serving and site.life is not None:
+                try:
+                    return number, await site.life.perform(work()), ""
+                except Died:
+                    world.reached(f"crash during {name}")
+                except RemoteCopyError as error:
+                    if error.code not in ("busy", "no-space", "journal-failed", "disk-failed"):
+                        return number, None, error.code
+                    world.reached(f"{name} answered {error.code}")
+            await asyncio.sleep(RETRY_S)
+        return number, None, "no-answer"
+
+    def answer(self, number: int, error: str, **facts: Any) -> None:
+        """Note the answer."""
+        self.world.note(h.Answered(self.world.now_s, number, error, facts))
+
+
+class TakeOver(Order):
+    """A site takes over from those before it: with warning (hosts stop first) or after they are lost."""
+
+    weight = 3.0
+    warned: ClassVar[bool] = False
+
+    async def run(self) -> None:
+        world = self.world
+        target = world.sites[self.rng.choice(sorted({leg.secondary for leg in world.plan.legs}))]
+        groups = sorted({leg.group for leg in world.plan.legs if leg.secondary == target.name})
+        upstream = {site for group in groups for site in world.upstream(group, target.name)}
+        if any(world.writer_of[group] not in upstream for group in groups):
+            return  # it has been taken over before
+        world.hosts_held = True
+        if self.warned:
+            await asyncio.sleep(self.rng.random())
+        else:
+            self._lose(sorted(upstream))
+        world.cut_off_hosts()
+        number, report, error = await self.give(
+            target, "takeover", "", lambda: target.pairs.takeover(DOMAIN), groups=groups
+        )
+        if error:
+            self.answer(number, error)
+        else:
+            cuts = {group.group: group.cut_seq for group in report.groups}
+            self.answer(number, "", cut_time=report.cut_time, cut_seqs=cuts)
+            for group in groups:
+                world.writer_of[group] = target.name
+            world.reached("takeover")
+            await world.look(target)
+        world.hosts_held = False
+
+    def _lose(self, names: list[str]) -> None:
+        how = self.rng.choice(("kill", "power", "alive"))
+        for name in names:
+            if how == "kill":
+                self.world.sites[name].end(Loss.KILL)
+            elif how == "power":
+                self.world.sites[name].end(self.rng.choice(POWER_LOSSES))
+
+
+class WarnedTakeOver(TakeOver):
+    """Planned: hosts stop, what they wrote arrives or not, and the site takes over."""
+
+    warned = True
+    weight = 1.0
+
+
+class Suspend(Order):
+    """A pair is split by order, at either side."""
+
+    weight = 0.3
+
+    async def run(self) -> None:
+        leg = self.rng.choice(self.world.plan.legs)
+        site = self.world.sites[self.rng.choice((leg.primary, leg.secondary))]
+        identity = self.world.identity(leg)
+        number, _, error = await self.give(site, "suspend", leg.group, lambda: site.pairs.suspend(identity))
+        self.answer(number, error)
+
+
+class Look(Order):
+    """Somebody asks for a preview of a takeover, which must change nothing."""
+
+    async def run(self) -> None:
+        leg = self.rng.choice(self.world.plan.legs)
+        site = self.world.sites[leg.secondary]
+        for _ in range(self.rng.randint(1, 5)):
+            if site.serving and site.life is not None:
+                site.life.call(self._preview, site)
+            await asyncio.sleep(self.rng.random() * 0.5)
+
+    @staticmethod
+    def _preview(site: Site) -> None:
+        try:
+            site.pairs.preview(DOMAIN)
+        except RemoteCopyError:
+            return  # the domain was taken over and is gone
+
+
+ORDERS: Final[tuple[type[Order], ...]] = (TakeOver, WarnedTakeOver, Suspend, Look)
+BY_NAME: Final = {order.__name__: order for order in ORDERS}
+KINDS: Final = tuple((order.__name__, order.weight) for order in ORDERS)
+
+
+async def play(world: World, kind: str, number: int, at: float) -> None:
+    """Give order ``number`` at its time, unless the world heals before."""
+    await asyncio.sleep(at)
+    if not world.healing.is_set():
+        await BY_NAME[kind](world, world.plan.stream("order", number)).run()
