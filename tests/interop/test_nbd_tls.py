@@ -101,7 +101,7 @@ def test_allowed_tls_leaves_the_choice(served: NbdServed, certificates: Path) ->
     secure(served, certificates).shutdown()
 
 
-@pytest.mark.parametrize("served", [["--tls", "require", "--client-certificates"]], indirect=True)
+@pytest.mark.parametrize("served", [["--tls", "require", "--client-certificates", "required"]], indirect=True)
 def test_client_without_certificate_is_refused(served: NbdServed, certificates: Path, tmp_path: Path) -> None:
     secure(served, certificates).shutdown()
     bare = tmp_path / "bare"
