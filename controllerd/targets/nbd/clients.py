@@ -40,9 +40,9 @@ def identify(transport: asyncio.BaseTransport) -> Client:
         ValueError: the connection is gone already, so that nobody can tell.
     """
     names = names_of(transport.get_extra_info("peercert"))
-    if transport.get_extra_info("socket").family == socket.AF_UNIX:
+    sock, address = transport.get_extra_info("socket"), transport.get_extra_info("peername")
+    if sock is not None and sock.family == socket.AF_UNIX:
         return Client(None, names)
-    address = transport.get_extra_info("peername")
     if not isinstance(address, tuple):
         raise ValueError("connection has no peer")
     return Client(address_of(address[0]), names)

@@ -154,15 +154,17 @@ class HandshakeConnection(asyncio.BufferedProtocol):
             secured = await loop.start_tls(
                 transport, self, context, server_side=True, ssl_handshake_timeout=limit_s, ssl_shutdown_timeout=limit_s
             )
-            if secured is not None:
-                self.exports.client = identify(secured)
+            # A connection that is closed from this side meanwhile counts as a success there.
+            if secured is None or secured.get_extra_info("ssl_object") is None:
+                raise ConnectionAbortedError("connection lost")
+            self.exports.client = identify(secured)
         except (OSError, EOFError, ValueError) as error:  # ssl.SSLError is an OSError
             self._tls_task = None
             self.fail(f"TLS failed: {error}")
             self.connection_lost(None)  # the transport knows the TLS layer as its protocol, and tells only that
             return
         self._tls_task = None
-        if secured is None or self._negotiation is None:
+        if self._negotiation is None:
             transport.abort()
             return
         self.transport = secured
