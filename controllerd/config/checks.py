@@ -41,7 +41,11 @@ def warnings(config: Config, file: str) -> list[Problem]:
 
 
 def _exposed(config: Config) -> Iterator[_Found]:
-    management, replication = config.management, config.replication
+    management, replication, hosts = config.management, config.replication, config.nbd
+    for address in hosts.listen:
+        if (hosts.tls is None or hosts.tls.mode == "off") and not _is_local(address):
+            wrong = f"{address} is reached over a network without TLS, where data can be read and changed"
+            yield "nbd.listen", wrong, "add a [nbd.tls] section, unless the network is private"
     if management.tls is None and not _is_local(management.listen):
         wrong = f"{management.listen} is reached over a network without TLS, where the token can be read"
         yield "management.listen", wrong, "add a [management.tls] section, or listen on 127.0.0.1"
