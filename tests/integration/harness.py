@@ -206,6 +206,19 @@ class Controller:
             raise HarnessFailed(f"{self.name}: {what}: {response.status_code} {response.text}")
         return response.json()
 
+    def metrics(self) -> dict[str, float]:
+        """Return every sample of /metrics, by name with labels as they are written there."""
+        lines = self._http.get("/metrics").text.splitlines()
+        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, _, value in pairs}
+
+    def client_file(self) -> Path:
+        """Return a configuration of mgmtctl that knows this controller."""
+        path = self.directory / "mgmtctl.toml"
+        url = f"unix:{self.directory / 'management.sock'}"
+        path.write_text(f'default = "{self.name}"\n[controllers.{self.name}]\nurl = "{url}"\ntoken = "{_TOKEN}"\n')
+        return path
+
     def create_pool(self) -> None:
         """Give it one disk and one pool."""
         self.post("/v1/disks", {"name": "disk", "size": DISK_BYTES})
