@@ -11,7 +11,7 @@ import socket
 import struct
 from pathlib import Path
 
-from deploy.demo.processes import Process
+from deploy.demo.processes import Process, ProgramFailed
 from tests.unit.targets.nbd import client
 
 _MIX = (
@@ -25,18 +25,24 @@ _STUCK_REQUESTS = 1000
 
 
 class MixedLoad:
-    """The load, from construction on. ``size``: the volume's, in bytes; ``log`` gets what fio says."""
+    """The load, from construction on and for ``limit_s`` seconds at most, should nobody be left to stop it.
 
-    def __init__(self, uri: str, size: int, log: Path) -> None:
+    ``size``: the volume's, in bytes; ``log`` gets what fio says.
+    """
+
+    def __init__(self, uri: str, size: int, log: Path, limit_s: float) -> None:
+        self._log = log
         words = ["fio", "--ioengine=nbd", f"--uri={uri}", f"--size={size}", "--norandommap", "--time_based"]
-        words += ["--runtime=1d", "--group_reporting", "--random_generator=tausworthe64"]
+        words += [f"--runtime={limit_s:.0f}", "--group_reporting", "--random_generator=tausworthe64"]
         for name, pattern, block, depth, more in _MIX:
             words += [f"--name={name}", f"--rw={pattern}", f"--bs={block}", f"--iodepth={depth}", *more.split()]
         self._process = Process(words, log)
 
     def check(self) -> None:
-        """Raise ProgramFailed if it has ended by itself."""
+        """Raise ProgramFailed if it has ended by itself, or a request got an error."""
         self._process.check()
+        if "io_u error" in self._log.read_text(errors="replace"):
+            raise ProgramFailed(f"a request failed\n{self._process.log_end()}")
 
     def stop(self) -> None:
         """End it."""

@@ -63,7 +63,7 @@ def _run(directory: Path, options: argparse.Namespace) -> list[dict[str, float]]
         stack.callback(subject.stop)
         uri = subject.start(directory, image)
         (server,) = subject.processes
-        load = MixedLoad(uri, size, directory / "fio.log")
+        load = MixedLoad(uri, size, directory / "fio.log", options.seconds + 300)
         stack.callback(load.stop)
         for _ in range(options.stuck):
             stack.enter_context(stuck_client(directory / "P" / "nbd.sock", "bench", 32 * MIB))
