@@ -153,8 +153,12 @@ def test_request_that_is_too_long_is_refused_and_the_session_goes_on(served: Nbd
 def test_host_that_vanishes_is_asked_for_within_a_minute(served: NbdServed) -> None:
     handle = nbd.NBD()
     handle.connect_uri(served.tcp_uri())
-    timers = run_tool("ss", "--tcp", "--numeric", "--options", "--no-header", f"sport = :{served.port}")
-    assert re.search(r"timer:\(keepalive,(1min|\d+sec)", timers), timers
+
+    def watched() -> bool:
+        timers = run_tool("ss", "--tcp", "--numeric", "--options", "--no-header", f"sport = :{served.port}")
+        return re.search(r"timer:\(keepalive,(1min|\d+sec)", timers) is not None
+
+    wait_for(watched)
     handle.shutdown()
     served.stop()
 
