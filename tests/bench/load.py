@@ -19,8 +19,10 @@ _MIX = (
     ("database", "randrw", 4096, 32, "--rwmixread=70"),
     ("backup", "read", 1 << 20, 4, ""),
     ("restore", "write", 131072, 8, ""),
-    ("discard", "randtrim", 65536, 4, ""),
+    ("discard", "randtrim", 65536, 4, "--rate_iops=40"),
 )
+"""Name, pattern, bytes of a request, depth, more options. Space that is discarded comes back with a checkpoint only, so
+discarding faster would fill the pool."""
 _STUCK_REQUESTS = 1000
 
 
