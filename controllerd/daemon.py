@@ -16,6 +16,7 @@ import fcntl
 import gc
 import os
 import random
+import resource
 import signal
 import ssl
 import sys
@@ -41,7 +42,7 @@ from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
 from controllerd.storage.volume import Volume
 from controllerd.targets.nbd.server import NbdServer
-from controllerd.targets.nbd.settings import Limits, Listen, NbdSettings, TcpListen, UnixListen
+from controllerd.targets.nbd.settings import MEMORY_FIXED, Limits, Listen, NbdSettings, TcpListen, Tls, UnixListen
 
 EXIT_FAILED: Final = 1
 # A full collection walks every cached block; the hot paths make no cycles, so rare is right.
@@ -131,6 +132,10 @@ class Controller:
             {"serial": self.serial, "hosts": self.nbd_addresses(), "management": self.api.address},
         )
 
+    def reload(self) -> None:
+        """Take into use what may change while running: the TLS files of the host port."""
+        self.nbd.reload_tls()
+
     async def stop(self) -> None:
         """Stop every layer, hosts first; the next start redoes nothing."""
         await self._stack.aclose()
@@ -184,13 +189,26 @@ def _listen(address: Address) -> Listen:
 
 def nbd_settings(config: Config, chunks: BufferPool) -> NbdSettings:
     """Map the configuration for the host port."""
+    nbd, tls = config.nbd, config.nbd.tls
     return NbdSettings(
-        listen=tuple(_listen(address) for address in config.nbd.listen),
-        max_connections=config.nbd.max_connections,
-        handshake_timeout_s=config.nbd.handshake_timeout_s,
+        listen=tuple(_listen(address) for address in nbd.listen),
+        max_connections=nbd.max_connections,
+        max_connections_per_address=nbd.max_connections_per_address,
+        handshake_timeout_s=nbd.handshake_timeout_s,
+        idle_timeout_s=nbd.idle_timeout_s,
         shutdown_grace_s=config.controller.shutdown_grace_s,
         chunks=chunks,
-        limits=Limits(payload_max=config.nbd.max_request_bytes, in_flight_max=config.nbd.max_in_flight),
+        tls=Tls()
+        if tls is None
+        else Tls(
+            tls.mode, str(tls.certificate), str(tls.key), "" if tls.ca is None else str(tls.ca), tls.client_certificates
+        ),
+        limits=Limits(
+            payload_max=nbd.max_request_bytes,
+            option_max=nbd.max_option_bytes,
+            in_flight_max=nbd.max_in_flight,
+            slow_reads_max=nbd.max_connection_bytes - nbd.max_request_bytes - MEMORY_FIXED,
+        ),
     )
 
 
@@ -285,6 +303,7 @@ async def _serve(config: Config) -> int:
     except (RemoteCopyError, OSError) as error:
         structlog.get_logger("controllerd").error("start-failed", error=str(error))
         return EXIT_FAILED
+    loop.add_signal_handler(signal.SIGHUP, controller.reload)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -297,4 +316,6 @@ def run(config: Config) -> int:
     """Run a controller until SIGTERM or SIGINT; returns the exit code."""
     configure_logging(config.logging.level, config.logging.format, controller=config.controller.name)
     sys.setswitchinterval(0.001)
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))  # every host connection is an open file
     return uvloop.run(_serve(config))

@@ -75,6 +75,10 @@ class Client:
         """PATCH with ``body``; raises CliError."""
         return self._order("PATCH", path, answer, body, {})
 
+    def put(self, path: str, body: BaseModel, answer: type[_Answer]) -> _Answer:
+        """PUT ``body``; raises CliError."""
+        return self._order("PUT", path, answer, body, {})
+
     def delete(self, path: str, answer: type[_Answer], **query: str | None) -> _Answer:
         """DELETE ``path``; raises CliError."""
         return self._order("DELETE", path, answer, None, query)
@@ -96,7 +100,7 @@ class Client:
 
     def _send(self, method: str, path: str, body: BaseModel | None, query: dict[str, str | None]) -> httpx.Response:
         # Only what was set goes out, so that the controller's own defaults stand.
-        content = None if body is None else body.model_dump_json(exclude_none=True).encode()
+        content = None if body is None else body.model_dump_json(exclude_unset=True).encode()
         try:
             response = self._http.request(
                 method,

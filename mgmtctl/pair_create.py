@@ -153,6 +153,7 @@ class _Run:
                 group=plan.secondary_group,
                 block_size=source.block_size,
                 description=source.description,
+                allow=source.allow,
             )
             self._secondary.post("/v1/volumes", order, VolumeAnswer)
             self._undo.append((f"volume {name}", lambda: self._secondary.delete(f"/v1/volumes/{name}", Done)))

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from controllerd.management.schemas import Done, VolumeAnswer, VolumeCreate, VolumeResize
+from controllerd.management.schemas import Done, VolumeAllow, VolumeAnswer, VolumeCreate, VolumeResize
 from mgmtctl import output
+from mgmtctl.host_rules import EveryoneOption, NobodyOption, RulesOption, parse_rules, rule_text
 from mgmtctl.options import ControllerOption, JsonOption, SizeOption, Target, YesOption, session_of
 from mgmtctl.requests import build
 from mgmtctl.session import split_target
@@ -27,6 +28,8 @@ def create(
     ] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="For people.")] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Hosts may not write to it.")] = False,
+    to: RulesOption = None,
+    nobody: NobodyOption = False,
     controller: ControllerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,6 +44,7 @@ def create(
         block_size=block_size,
         description=description,
         access="read-only" if read_only else None,
+        allow=parse_rules(to, everyone=False, nobody=nobody) if to or nobody else None,
     )
     with session_of(context).client(owner) as client:
         answer = client.post("/v1/volumes", order, VolumeAnswer)
@@ -103,11 +107,101 @@ def show(
         ("block size", output.size(answer.block_size)),
         ("access", answer.access),
         ("hosts may", _access(answer)),
+        ("allowed to", "every host" if answer.allow is None else "; ".join(map(rule_text, answer.allow)) or "no host"),
         ("key", f"{answer.key:#010x}"),
         ("sessions", str(len(answer.sessions))),
     ]
-    sessions = [("", ", ".join(f"{key} {value}" for key, value in item.items())) for item in answer.sessions]
+    sessions = [("", f"{one.id}: {one.peer} since {output.wall_time(one.opened)}") for one in answer.sessions]
     output.print_fields(fields + sessions)
+
+
+@app.command(
+    "allow", epilog="Example: mgmtctl volume allow A:vol1 --to network=10.1.0.0/16 --to certificate=backup,read-only"
+)
+def allow(
+    context: typer.Context,
+    name: Target,
+    to: RulesOption = None,
+    everyone: EveryoneOption = False,
+    nobody: NobodyOption = False,
+    controller: ControllerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which hosts may open a volume, in place of what was said before; it counts at once.
+
+    A host gets the most that any rule which fits it gives. For the others the volume does not exist.
+    """
+    owner, volume = split_target(name, controller)
+    order = VolumeAllow(allow=parse_rules(to, everyone=everyone, nobody=nobody))
+    with session_of(context).client(owner) as client:
+        answer = client.put(f"/v1/volumes/{volume}/allow", order, VolumeAnswer)
+    if as_json:
+        output.print_json(answer)
+    else:
+        rules = "every host" if answer.allow is None else "; ".join(map(rule_text, answer.allow)) or "no host"
+        output.print_line(f"volume {answer.name} is for {rules}")
+
+
+@app.command("connections", epilog="Example: mgmtctl volume connections A:vol1")
+def connections(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[CONTROLLER:]VOLUME", help="Default: all volumes.")] = None,
+    controller: ControllerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the hosts that have volumes open."""
+    owner, volume = (controller, None) if name is None else split_target(name, controller)
+    with session_of(context).client(owner) as client:
+        if volume is None:
+            answer = client.get("/v1/volumes", list[VolumeAnswer])
+        else:
+            answer = [client.get(f"/v1/volumes/{volume}", VolumeAnswer)]
+    if as_json:
+        output.print_json([{"volume": item.name, **one.model_dump()} for item in answer for one in item.sessions])
+        return
+    columns = (
+        "volume", "id", "client", "since", "tls", "certificate", "may", "requests", "errors", "read", "written",
+        "in flight", "memory",
+    )  # fmt: skip
+    rows = [
+        (
+            item.name,
+            str(one.id),
+            one.peer,
+            output.wall_time(one.opened),
+            one.tls or output.UNKNOWN,
+            ", ".join(one.certificate) or output.UNKNOWN,
+            "read" if one.read_only else "write",
+            str(one.requests),
+            str(one.errors),
+            output.size(one.bytes_read),
+            output.size(one.bytes_written),
+            str(one.in_flight),
+            output.size(one.memory),
+        )
+        for item in answer
+        for one in item.sessions
+    ]
+    right = ("id", "requests", "errors", "read", "written", "in flight", "memory")
+    output.print_table(output.table("", columns, rows, right=right))
+
+
+@app.command("disconnect", epilog="Example: mgmtctl volume disconnect A:vol1 17")
+def disconnect(
+    context: typer.Context,
+    name: Target,
+    number: Annotated[int, typer.Argument(metavar="ID", help='As in "mgmtctl volume connections".')],
+    controller: ControllerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Close one host's connection; the host may connect again, unless the volume is no longer allowed to it."""
+    owner, volume = split_target(name, controller)
+    with session_of(context).client(owner) as client:
+        answer = client.delete(f"/v1/volumes/{volume}/sessions/{number}", Done)
+    if as_json:
+        output.print_json(answer)
+    else:
+        output.print_line(answer.message)
 
 
 @app.command("resize", epilog="Example: mgmtctl volume resize A:vol1 --size 2GiB")

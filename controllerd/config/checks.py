@@ -6,6 +6,7 @@ Never: changes anything on disk, opens sockets, or judges a single value (model.
 
 from __future__ import annotations
 
+import resource
 import ssl
 from collections.abc import Generator, Iterator
 from itertools import combinations
@@ -16,10 +17,14 @@ from controllerd.config.problems import Problem
 from controllerd.units import format_size
 
 if TYPE_CHECKING:
-    from controllerd.config.model import Address, Config
+    from controllerd.config.model import Address, Config, NbdTls
 
 TOKEN_LENGTH_MIN: Final = 16
 SHARED_KEY_BYTES_MIN: Final = 16
+CONNECTION_BYTES_SPARE: Final = 10 << 20
+"""What a connection needs beside its longest request."""
+_OWN_FILES: Final = 512
+"""Files that a controller has open beside hosts' connections: disks, journals, peers, management, libraries."""
 _LOCAL: Final = frozenset({"localhost", "::1"})
 _WILDCARDS: Final = frozenset({"0.0.0.0", "::"})
 
@@ -32,17 +37,28 @@ def cross_checks(config: Config, file: str) -> list[Problem]:
 
 def warnings(config: Config, file: str) -> list[Problem]:
     """What works but is not wise; a start goes on all the same."""
-    return [Problem(file, *found) for rule in (_exposed, _readable) for found in rule(config)]
+    return [Problem(file, *found) for rule in (_exposed, _readable, _descriptors) for found in rule(config)]
 
 
 def _exposed(config: Config) -> Iterator[_Found]:
-    management, replication = config.management, config.replication
+    management, replication, hosts = config.management, config.replication, config.nbd
+    for address in hosts.listen:
+        if (hosts.tls is None or hosts.tls.mode == "off") and not _is_local(address):
+            wrong = f"{address} is reached over a network without TLS, where data can be read and changed"
+            yield "nbd.listen", wrong, "add a [nbd.tls] section, unless the network is private"
     if management.tls is None and not _is_local(management.listen):
         wrong = f"{management.listen} is reached over a network without TLS, where the token can be read"
         yield "management.listen", wrong, "add a [management.tls] section, or listen on 127.0.0.1"
     if replication.listen is not None and replication.tls is None and not _is_local(replication.listen):
         wrong = f"{replication.listen} is reached over a network without TLS, where data can be read"
         yield "replication.listen", wrong, "add a [replication.tls] section, unless the network is private"
+
+
+def _descriptors(config: Config) -> Iterator[_Found]:
+    possible = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if possible != resource.RLIM_INFINITY and config.nbd.max_connections + _OWN_FILES > possible:
+        wrong = f"{config.nbd.max_connections} connections do not fit in the {possible} files this process may open"
+        yield "nbd.max_connections", wrong, f"raise the limit (LimitNOFILE, ulimit -n) or write at most {possible // 2}"
 
 
 def _is_local(address: Address) -> bool:
@@ -53,6 +69,7 @@ def _readable(config: Config) -> Iterator[_Found]:
     secrets = [
         ("management.token_file", config.management.token_file),
         ("replication.shared_key_file", config.replication.shared_key_file),
+        ("nbd.tls.key", None if config.nbd.tls is None else config.nbd.tls.key),
     ]
     for key, path in secrets:
         if path is not None and path.stat().st_mode & 0o077:
@@ -138,6 +155,11 @@ def _sizes(config: Config) -> Iterator[_Found]:
         half = format_size(storage.journal_bytes // 2).replace(" ", "")
         wrong = f"{segment} is more than half of journal_bytes ({journal})"
         yield "storage.segment_bytes", wrong, f'write at most "{half}", or more journal_bytes'
+    nbd = config.nbd
+    if nbd.max_connection_bytes < nbd.max_request_bytes + CONNECTION_BYTES_SPARE:
+        least = format_size(nbd.max_request_bytes + CONNECTION_BYTES_SPARE).replace(" ", "")
+        wrong = f"{format_size(nbd.max_connection_bytes)} cannot hold a request of max_request_bytes beside the rest"
+        yield "nbd.max_connection_bytes", wrong, f'write at least "{least}", or less max_request_bytes'
     if storage.region_bytes & (storage.region_bytes - 1):
         yield "storage.region_bytes", f"{storage.region_bytes} is not a power of two", 'write for instance "64KiB"'
 
@@ -188,6 +210,11 @@ def _files(config: Config) -> Iterator[_Found]:
     if directory.exists() and not directory.is_dir():
         yield "controller.data_directory", f"{directory} is not a directory", "name a directory, or one to be created"
     named: list[tuple[str, Path]] = []
+    if config.nbd.tls is not None:
+        hosts = config.nbd.tls
+        named += [("nbd.tls.certificate", hosts.certificate), ("nbd.tls.key", hosts.key)]
+        named += [] if hosts.ca is None else [("nbd.tls.ca", hosts.ca)]
+        yield from _host_tls(hosts)
     if config.management.tls is not None:
         named += [("management.tls.certificate", config.management.tls.certificate)]
         named += [("management.tls.key", config.management.tls.key)]
@@ -197,6 +224,10 @@ def _files(config: Config) -> Iterator[_Found]:
         named += [("replication.tls.ca", tls.ca)]
     for key, path in named:
         yield from _read(key, path)
+    if config.nbd.tls is not None:
+        yield from _certificate("nbd.tls", config.nbd.tls.certificate, config.nbd.tls.key)
+        if config.nbd.tls.ca is not None:
+            yield from _authorities("nbd.tls.ca", config.nbd.tls.ca)
     if config.management.tls is not None:
         yield from _certificate("management.tls", config.management.tls.certificate, config.management.tls.key)
     if config.replication.tls is not None:
@@ -210,6 +241,15 @@ def _files(config: Config) -> Iterator[_Found]:
     for key, address in listeners:
         if address.path is not None and not address.path.parent.is_dir():
             yield key, f"{address.path.parent} is not a directory", "name a socket in a directory that exists"
+
+
+def _host_tls(tls: NbdTls) -> Iterator[_Found]:
+    if tls.client_certificates != "none" and tls.ca is None:
+        wrong = f'missing although client_certificates is "{tls.client_certificates}"'
+        yield "nbd.tls.ca", wrong, "name a PEM file with the authorities that sign clients' certificates"
+    if tls.psk_file is not None:
+        wrong = "pre-shared keys are not possible: the ssl module of Python 3.11 has none"
+        yield "nbd.tls.psk_file", wrong, 'use certificates, with client_certificates = "required"'
 
 
 def _certificate(section: str, certificate: Path, key: Path) -> Iterator[_Found]:

@@ -140,6 +140,27 @@ class ControllerSection(Section):
     )
 
 
+class NbdTls(Section):
+    """TLS on the port hosts use. SIGHUP takes changed files into use; sessions go on as they are."""
+
+    mode: Literal["off", "allow", "require"] = Field(
+        "require",
+        description="require: without TLS a client learns nothing, no name either; allow: the client chooses.",
+    )
+    certificate: FilePath = Field(description="Certificate chain of this controller, PEM.")
+    key: FilePath = Field(description="Private key of the certificate, PEM.")
+    ca: FilePath | None = Field(
+        None, description="Certificates of the authorities that may sign a client's certificate, PEM."
+    )
+    client_certificates: Literal["none", "optional", "required"] = Field(
+        "none",
+        description="Whether clients prove who they are; optional: those that do not can open what asks for no name.",
+    )
+    psk_file: FilePath | None = Field(
+        None, description="Pre-shared keys: not possible, as Python 3.11 has none; use certificates."
+    )
+
+
 class NbdSection(Section):
     """The port hosts use."""
 
@@ -147,13 +168,31 @@ class NbdSection(Section):
         (Address("127.0.0.1", 10809),), description='Addresses to listen on: "host:port" or "unix:/path".'
     )
     max_connections: int = Field(256, ge=1, le=65536, description="More connections than this are closed at once.")
-    handshake_timeout_s: float = Field(
-        10.0, gt=0, le=600, description="A client that has not chosen an export by then is closed."
+    max_connections_per_address: int = Field(
+        0, ge=0, le=65536, description="Likewise for the connections from one TCP address; 0: no such limit."
     )
+    handshake_timeout_s: float = Field(
+        10.0, gt=0, le=600, description="A client that has not chosen an export by then, TLS included, is closed."
+    )
+    idle_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        le=30 * 86400,
+        description="A client that for this long neither sends a request nor takes an answer is closed; 0: never.",
+    )
+    max_option_bytes: Size = sized(64 * KIB, 8 * KIB, MIB, "Longest option of a handshake; longer ones are refused.")
     max_in_flight: int = Field(
         1024, ge=1, le=65536, description="Requests of one connection that may wait for an answer before reading stops."
     )
     max_request_bytes: Size = sized(32 * MIB, MIB, 64 * MIB, "Longest read or write of one request.")
+    max_connection_bytes: Size = sized(
+        48 * MIB,
+        11 * MIB,
+        1 << 30,
+        "Most memory of one connection for requests that arrive, reads under way and answers that the client has not "
+        "taken; at least 10 MiB more than max_request_bytes. Written data counts against storage.cache_bytes.",
+    )
+    tls: NbdTls | None = None
 
 
 class ManagementTls(Section):

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from controllerd.management import views
 from controllerd.management.ports import ControllerPort
 from controllerd.management.schemas import VERSION, PairStatus, Position
+from controllerd.targets.nbd.admission import REFUSALS
 
 _PAIR_LABELS = ("group", "role", "peer")
 _STATES = ("SMPL", "COPY", "PAIR", "PSUS", "PSUE", "SSWS")
@@ -39,6 +40,8 @@ class ControllerCollector(Collector):
         yield from self._storage()
         yield from self._groups()
         yield from self._pairs()
+        yield from self._host_port()
+        yield from self._requests()
 
     def _storage(self) -> Iterator[Metric]:
         controller, storage = self._controller, self._controller.storage
@@ -101,6 +104,53 @@ class ControllerCollector(Collector):
             positions: list[Position] = [getattr(entry, word) for entry in entries]
             yield gauge(f"pair_{word}_sequence", f"Last number {word}.", (item.seq for item in positions))
             yield gauge(f"pair_{word}_time", f"Write time of the last {word}, ns.", (item.time for item in positions))
+
+    def _host_port(self) -> Iterator[Metric]:
+        nbd = self._controller.nbd
+        admission, sessions = nbd.admission, nbd.sessions
+        handshakes = nbd.connections - len(sessions)
+        states = {"handshake": handshakes, "transmission": len(sessions)}
+        yield _gauge("nbd_connections", "Connections now.", ("state",), (((s,), n) for s, n in states.items()))
+        yield GaugeMetricFamily("remotecopy_nbd_connections_limit", "Most connections.", nbd.settings.max_connections)
+        secured = sum(session.visitor.tls is not None for session in sessions)
+        yield GaugeMetricFamily("remotecopy_nbd_tls_connections", "Sessions over TLS now.", secured)
+        yield CounterMetricFamily("remotecopy_nbd_connections_accepted", "Since the start.", admission.accepted)
+        refused = CounterMetricFamily("remotecopy_nbd_connections_refused", "Closed at once.", labels=("reason",))
+        for reason in REFUSALS:
+            refused.add_metric((reason,), admission.refused[reason])
+        yield refused
+        yield CounterMetricFamily(
+            "remotecopy_nbd_handshakes_failed", "Ended before an export was opened.", nbd.failed_handshakes
+        )
+        yield CounterMetricFamily("remotecopy_nbd_idle_closed", "Closed after nbd.idle_timeout_s.", nbd.idle_closed)
+        memory = nbd.memory.items()
+        yield _gauge("nbd_memory_bytes", "Memory of the host port.", ("kind",), (((k,), n) for k, n in memory))
+        yield GaugeMetricFamily(
+            "remotecopy_nbd_connection_memory_limit_bytes", "Most of one connection.", nbd.settings.limits.memory_max
+        )
+
+    def _requests(self) -> Iterator[Metric]:
+        nbd, volumes = self._controller.nbd, self._controller.storage.volumes
+        labels = ("volume", "command")
+        requests = CounterMetricFamily("remotecopy_nbd_requests", "Requests that were answered.", labels=labels)
+        size = CounterMetricFamily("remotecopy_nbd_bytes", "Data, or ranges, of requests without error.", labels=labels)
+        errors = CounterMetricFamily("remotecopy_nbd_errors", "Requests answered with an error.", labels=labels)
+        for name, counters in sorted(nbd.counters().items()):
+            if name not in volumes:
+                continue
+            for command, numbers in counters.describe().items():
+                requests.add_metric((name, command), numbers["requests"])
+                size.add_metric((name, command), numbers["bytes"])
+                errors.add_metric((name, command), numbers["errors"])
+            requests.add_metric((name, "unknown"), counters.unknown)
+            errors.add_metric((name, "unknown"), counters.unknown)
+        yield from (requests, size, errors)
+        waiting = dict.fromkeys(sorted(volumes), 0)
+        for session in nbd.sessions:
+            waiting[session.machine.volume.name] += session.machine.in_flight
+        yield _gauge(
+            "nbd_in_flight", "Requests that wait for an answer.", ("volume",), (((n,), w) for n, w in waiting.items())
+        )
 
 
 def _labels(entry: PairStatus) -> tuple[str, str, str]:

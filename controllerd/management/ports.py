@@ -16,6 +16,7 @@ from controllerd.management.schemas import (
     TakeoverAnswer,
 )
 from controllerd.storage.system import StorageSystem
+from controllerd.targets.nbd.server import NbdServer
 
 
 class PairsPort(Protocol):
@@ -78,6 +79,10 @@ class ControllerPort(Protocol):
     @property
     def pairs(self) -> PairsPort:
         """Pairs and takeover."""
+
+    @property
+    def nbd(self) -> NbdServer:
+        """The host port, for its counters."""
 
     def nbd_addresses(self) -> list[str]:
         """Where hosts connect, with the ports really used."""

@@ -14,6 +14,8 @@ from fastapi import APIRouter, Path
 from controllerd.management import schemas, views
 from controllerd.management.orders import Orders
 from controllerd.management.ports import ControllerPort
+from controllerd.model.access import Rules, rules
+from controllerd.model.errors import Conflict, NotFound
 from controllerd.storage.volume import Access
 
 NameInPath = Annotated[str, Path(pattern=schemas.NAME_PATTERN)]
@@ -84,6 +86,7 @@ def _volume_routes(router: APIRouter, controller: ControllerPort, orders: Orders
                 block_size=order.block_size,
                 description=order.description,
                 access=Access(order.access),
+                allow=_rules(order.allow),
             )
             return views.volume(item, warning)
 
@@ -103,6 +106,24 @@ def _volume_routes(router: APIRouter, controller: ControllerPort, orders: Orders
 
         return await orders.queued(run)
 
+    @router.put("/volumes/{name}/allow")
+    async def allow_volume(name: NameInPath, order: schemas.VolumeAllow) -> schemas.VolumeAnswer:
+        """Say which hosts may open a volume, from now on; sessions that this takes rights from are closed."""
+
+        async def run() -> schemas.VolumeAnswer:
+            return views.volume(storage.allow_volume(name, _rules(order.allow)))
+
+        return await orders.queued(run)
+
+    @router.delete("/volumes/{name}/sessions/{number}")
+    async def disconnect(name: NameInPath, number: int) -> schemas.Done:
+        """Close one host's connection to a volume; the host may connect again."""
+        for session in list(storage.volume(name).sessions):
+            if session.describe()["id"] == number:
+                session.abort("disconnected by order")
+                return schemas.Done(message=f"connection {number} to volume {name} closed")
+        raise NotFound(f"volume {name} has no connection {number}")
+
     @router.delete("/volumes/{name}")
     async def delete_volume(name: NameInPath) -> schemas.Done:
         """Forget a volume that no host has open, and give its space back."""
@@ -112,6 +133,10 @@ def _volume_routes(router: APIRouter, controller: ControllerPort, orders: Orders
             return schemas.Done(message=f"volume {name} deleted")
 
         return await orders.queued(run)
+
+
+def _rules(allow: list[schemas.AllowRule] | None) -> Rules:
+    return rules(None if allow is None else [rule.model_dump() for rule in allow])
 
 
 def _group_routes(router: APIRouter, controller: ControllerPort, orders: Orders) -> None:
@@ -156,8 +181,6 @@ def _group_routes(router: APIRouter, controller: ControllerPort, orders: Orders)
 
 def _refuse_paired(controller: ControllerPort, name: str) -> None:
     """Storage knows nothing of pairs, so a pair's group is protected here."""
-    from controllerd.model.errors import Conflict
-
     peers = [f"{pair.peer}:{pair.peer_group}" for pair in controller.pairs.pairs() if pair.group == name]
     if peers:
         raise Conflict(f"group {name} is in a pair with {', '.join(peers)}; delete the pair first", group=name)

@@ -133,6 +133,33 @@ class PoolAnswer(Answer):
 # ---- volumes and groups ------------------------------------------------------
 
 
+class AllowRule(Request):
+    """Hosts that may open a volume: in ``network`` and with the name ``certificate``; without both, every host."""
+
+    network: str | None = Field(
+        None, max_length=64, description='"10.0.0.0/8", "2001:db8::/32", or "unix" for UNIX sockets.'
+    )
+    certificate: str | None = Field(
+        None, min_length=1, max_length=256, description="Common or alternative name of the host's TLS certificate."
+    )
+    read_only: bool = Field(False, description="They may not write.")
+
+
+Allow = Annotated[
+    list[AllowRule] | None,
+    Field(
+        max_length=256,
+        description="Which hosts may open it, by all rules that fit; None: every host; an empty list: no host.",
+    ),
+]
+
+
+class VolumeAllow(Request):
+    """Replaces what was said before."""
+
+    allow: Allow
+
+
 class VolumeCreate(Request):
     name: Name
     size: Size = Field(ge=VOLUME_SIZE_MIN)
@@ -141,10 +168,30 @@ class VolumeCreate(Request):
     block_size: Annotated[int, Field(ge=512, le=65536)] = 4096
     access: Literal["read-write", "read-only"] = "read-write"
     description: str = Field("", max_length=256)
+    allow: Allow = None
 
 
 class VolumeResize(Request):
     size: Size = Field(ge=VOLUME_SIZE_MIN)
+
+
+class SessionAnswer(Answer):
+    """A host's connection to a volume, and what it did since it was opened."""
+
+    id: int = Field(description="Number of the connection, for an order to close it; never used again.")
+    protocol: str
+    peer: str = Field(description='"ADDRESS:PORT", or "unix".')
+    tls: str | None = Field(None, description="TLS version; None: in clear.")
+    certificate: list[str] = Field(default=[], description="Names in the host's certificate, in lower case.")
+    read_only: bool = Field(description="Whether the host can only read now.")
+    opened: int = Field(description="Wall-clock ns.")
+    carries_write_time: bool = Field(False, description="Whether the host gives its writes their time.")
+    requests: int = 0
+    errors: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    in_flight: int = Field(0, description="Requests that wait for an answer.")
+    memory: int = Field(0, description="Bytes that the connection holds; nbd.max_connection_bytes at most.")
 
 
 class VolumeAnswer(Answer):
@@ -157,9 +204,10 @@ class VolumeAnswer(Answer):
     block_size: int
     description: str
     access: Literal["read-write", "read-only"]
+    allow: Allow = None
     writable: bool = Field(description="Whether a host write would be accepted now.")
     visible: bool = Field(description="Whether hosts may open it at all.")
-    sessions: list[dict[str, Any]] = Field(default=[], description="One object per open host session.")
+    sessions: list[SessionAnswer] = Field(default=[], description="One object per open host session.")
     warnings: list[str] = []
 
 

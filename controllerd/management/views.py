@@ -5,16 +5,17 @@ Owns: the mapping from storage objects to schemas. Never: changes anything, or w
 
 from __future__ import annotations
 
-from controllerd.management.errors import plain
 from controllerd.management.ports import ControllerPort
 from controllerd.management.schemas import (
     VERSION,
+    AllowRule,
     DiskAnswer,
     GroupAnswer,
     PairStatus,
     PeerAnswer,
     PoolAnswer,
     Position,
+    SessionAnswer,
     StatusAnswer,
     SystemAnswer,
     VolumeAnswer,
@@ -108,9 +109,12 @@ def volume(item: Volume, warning: str | None = None) -> VolumeAnswer:
         block_size=item.block_size,
         description=item.description,
         access=item.access.value,
+        allow=None if item.allow is None else [AllowRule(**rule.document()) for rule in item.allow],
         writable=item.writable,
         visible=item.visible,
-        sessions=[plain(session.describe()) for session in item.sessions],
+        sessions=sorted(
+            (SessionAnswer.model_validate(session.describe()) for session in item.sessions), key=lambda one: one.id
+        ),
         warnings=[] if warning is None else [warning],
     )
 

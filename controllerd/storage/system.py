@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from controllerd.model.access import Rules, documents_of, rules
 from controllerd.model.errors import BadOrder, Busy, Conflict, Corrupt, DiskFailed, JournalFailed, NoSpace, NotFound
 from controllerd.model.pair_state import Role
 from controllerd.model.write_time import Source, WriteTime, make_write_time
@@ -484,8 +485,11 @@ class StorageSystem:
         block_size: int = 4096,
         description: str = "",
         access: Access = Access.READ_WRITE,
+        allow: Rules = None,
     ) -> tuple[Volume, str | None]:
         """Make a thin volume of ``size`` bytes that reads as zeros. Returns it and a warning, if there is one.
+
+        ``allow`` says which hosts may open it; None: every host.
 
         Raises:
             Conflict: the name is taken, or the group is a secondary.
@@ -507,6 +511,7 @@ class StorageSystem:
         document = {
             "volume_id": volume_id, "key": key, "size": size, "pool": pool, "group": owner.name,
             "block_size": block_size, "description": description, "access": access.value,
+            "allow": documents_of(allow),
         }  # fmt: skip
         volume = self._add_volume(name, document)
         self.catalogue.put_document("volume", name, document)
@@ -538,6 +543,7 @@ class StorageSystem:
             block_size=document["block_size"],
             description=document["description"],
             access=Access(document["access"]),
+            allow=rules(document.get("allow")),
         )
         volume.group.add_volume(volume)
         self.volumes[name] = volume
@@ -557,7 +563,7 @@ class StorageSystem:
         return {
             "volume_id": volume.volume_id, "key": volume.key, "size": volume.size, "pool": volume.pool.name,
             "group": volume.group.name, "block_size": volume.block_size, "description": volume.description,
-            "access": volume.access.value,
+            "access": volume.access.value, "allow": documents_of(volume.allow),
         }  # fmt: skip
 
     def resize_volume(self, name: str, size: int) -> tuple[Volume, str | None]:
@@ -575,6 +581,19 @@ class StorageSystem:
         self.catalogue.put_document("volume", name, {**self._volume_document(volume), "size": size})
         volume.grow(size)
         return volume, self._thin_warning(volume.pool)
+
+    def allow_volume(self, name: str, allow: Rules) -> Volume:
+        """Say which hosts may open a volume from now on; sessions that this takes rights from end.
+
+        Raises:
+            NotFound: there is none.
+        """
+        volume = self.volume(name)
+        self.catalogue.put_document("volume", name, {**self._volume_document(volume), "allow": documents_of(allow)})
+        volume.allow = allow
+        for session in list(volume.sessions):
+            session.recheck()
+        return volume
 
     def rekey_volume(self, name: str, key: int) -> None:
         """Give an empty volume the key of its P-VOL, so that the same records are valid for both.

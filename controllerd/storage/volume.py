@@ -15,6 +15,7 @@ import enum
 from array import array
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from controllerd.model.access import Client, Grant, Rules, grant
 from controllerd.model.errors import BadOrder, Corrupt, DiskFailed
 from controllerd.storage.layers import BLOCK_SHIFT, Layers
 from controllerd.storage.pools import Pool
@@ -30,7 +31,13 @@ class Session(Protocol):
     """One host session on a volume, kept by the target that serves it."""
 
     def describe(self) -> dict[str, Any]:
-        """Peer address, protocol and access, for people."""
+        """Number ("id"), peer address, protocol, access and what it did, for people."""
+
+    def recheck(self) -> None:
+        """The volume's `allow` has changed: end, unless the host may do what it could."""
+
+    def abort(self, reason: str) -> None:
+        """End at once; what was acknowledged stays."""
 
 
 class Access(enum.StrEnum):
@@ -55,6 +62,7 @@ class Volume:
         block_size: int = 4096,
         description: str = "",
         access: Access = Access.READ_WRITE,
+        allow: Rules = None,
     ) -> None:
         self.volume_id = volume_id
         self.name = name
@@ -65,6 +73,8 @@ class Volume:
         self.block_size = block_size
         self.description = description
         self.access = access
+        self.allow = allow
+        """Which hosts may open it; None: every host."""
         self.shift = pool.shift
         self.map: array[int] = array("I", bytes(4 * self._region_count(size)))
         self.dirty_pages: set[int] = set()
@@ -88,6 +98,10 @@ class Volume:
     def visible(self) -> bool:
         """Whether hosts may open the volume at all."""
         return self.group.read_error is None
+
+    def grant(self, client: Client) -> Grant:
+        """Return what this host may do, apart from what the volume's state allows."""
+        return grant(self.allow, client)
 
     @property
     def allocated(self) -> int:

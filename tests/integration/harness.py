@@ -60,6 +60,12 @@ def seeds(rounds: int) -> list[int]:
     return list(range(first, first + rounds))
 
 
+def samples(metrics: str) -> dict[str, float]:
+    """Return every sample of Prometheus text, by name with labels as they are written there."""
+    lines = (line.rpartition(" ") for line in metrics.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What differs between tests in the configuration of all controllers; units as in the configuration."""
@@ -71,6 +77,8 @@ class Settings:
     destage_age_s: float = 0.2
     journal_bytes: str = "64MiB"
     segment_bytes: str = "4MiB"
+    host_port: str = ""
+    """More lines of the section [nbd]."""
 
 
 class Controller:
@@ -108,6 +116,7 @@ class Controller:
             time_source = "{settings.time_source}"
             [nbd]
             listen = ["unix:nbd.sock"]
+            {settings.host_port}
             [management]
             listen = "unix:management.sock"
             token = "{_TOKEN}"
@@ -205,6 +214,17 @@ class Controller:
         if response.is_error:
             raise HarnessFailed(f"{self.name}: {what}: {response.status_code} {response.text}")
         return response.json()
+
+    def metrics(self) -> dict[str, float]:
+        """Return every sample of /metrics, by name with labels as they are written there."""
+        return samples(self._http.get("/metrics").text)
+
+    def client_file(self) -> Path:
+        """Return a configuration of mgmtctl that knows this controller."""
+        path = self.directory / "mgmtctl.toml"
+        url = f"unix:{self.directory / 'management.sock'}"
+        path.write_text(f'default = "{self.name}"\n[controllers.{self.name}]\nurl = "{url}"\ntoken = "{_TOKEN}"\n')
+        return path
 
     def create_pool(self) -> None:
         """Give it one disk and one pool."""

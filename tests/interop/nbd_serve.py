@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import signal
-import ssl
 import time
 from pathlib import Path
 
 import uvloop
 
+from controllerd.model.access import rules
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
 from controllerd.storage.volume import Access, Volume
@@ -71,18 +72,19 @@ async def _serve(options: argparse.Namespace) -> None:
         storage.create_volume("vol", size, pool="pool", group="group", description="for tests")
         storage.create_volume("small", MIB, pool="pool", group="group")
         storage.create_volume("fixed", MIB, pool="pool", group="group", access=Access.READ_ONLY)
-    listen: tuple[Listen, ...] = (UnixListen(str(directory / "nbd.sock")), TcpListen("127.0.0.1", 0))
-    tls = Tls()
-    if options.tls != "off":
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=directory / "ca-cert.pem")
-        context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
-        context.verify_mode = ssl.CERT_REQUIRED if options.client_certificates else ssl.CERT_NONE
-        tls = Tls(options.tls, context)
+    listen: tuple[Listen, ...] = (UnixListen(str(directory / "nbd.sock")), TcpListen(options.host, 0))
+    certificate, key, ca = (str(directory / f"{name}.pem") for name in ("server-cert", "server-key", "ca-cert"))
+    tls = Tls(options.tls, certificate, key, ca, options.client_certificates)
+    for text in options.allow:
+        volume, _, documents = text.partition("=")
+        storage.allow_volume(volume, rules(json.loads(documents)))
     settings = NbdSettings(
         tls=tls,
         listen=listen,
         default_export="vol",
         max_connections=options.max_connections,
+        max_connections_per_address=options.max_per_address,
+        idle_timeout_s=options.idle_timeout,
         handshake_timeout_s=options.handshake_timeout,
         shutdown_grace_s=5.0,
     )
@@ -90,6 +92,7 @@ async def _serve(options: argparse.Namespace) -> None:
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_tls)
     print("ready", *server.addresses(), flush=True)
     await stop.wait()
     await server.stop()
@@ -108,7 +111,11 @@ def main() -> None:
     parser.add_argument("--max-connections", type=int, default=256)
     parser.add_argument("--handshake-timeout", type=float, default=10.0)
     parser.add_argument("--tls", choices=("off", "allow", "require"), default="off")
-    parser.add_argument("--client-certificates", action="store_true")
+    parser.add_argument("--client-certificates", choices=("none", "optional", "required"), default="none")
+    parser.add_argument("--max-per-address", type=int, default=0)
+    parser.add_argument("--idle-timeout", type=float, default=0.0)
+    parser.add_argument("--host", default="127.0.0.1", help="TCP address to listen on")
+    parser.add_argument("--allow", action="append", default=[], metavar="VOLUME=JSON", help="rules about hosts")
     options = parser.parse_args()
     os.makedirs(options.directory, exist_ok=True)
     uvloop.run(_serve(options))

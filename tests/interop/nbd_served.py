@@ -7,8 +7,11 @@ Never: ends a process that it did not start.
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +97,22 @@ def run_tool(*arguments: str, timeout: float = 120) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+def receive(sock: socket.socket, length: int) -> bytes:
+    """Receive exactly ``length`` bytes. Raises ConnectionError if the other side closes before."""
+    data = b""
+    while len(data) < length:
+        part = sock.recv(length - len(data))
+        if not part:
+            raise ConnectionError("server closed")
+        data += part
+    return data
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -7,14 +7,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbd
 import pytest
 
-from tests.interop.nbd_served import MIB, NbdServed
+from tests.interop.nbd_served import MIB, NbdServed, receive, wait_for
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import request
 
@@ -38,24 +38,6 @@ def raw(served: NbdServed, *, negotiate: bool = True) -> socket.socket:
         sock.sendall(struct.pack(">I", 3) + client.option(client.EXPORT_NAME, b"vol"))
         receive(sock, 10)
     return sock
-
-
-def receive(sock: socket.socket, length: int) -> bytes:
-    """Receive exactly ``length`` bytes."""
-    data = b""
-    while len(data) < length:
-        part = sock.recv(length - len(data))
-        assert part, "server closed"
-        data += part
-    return data
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def good(served: NbdServed) -> Any:

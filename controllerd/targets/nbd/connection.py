@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Protocol
 
+from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.slow_reads import serve_slowly
 from controllerd.targets.nbd.transmission import Transmission
+from controllerd.targets.nbd.wire import Command
 
 _LINGER_S: Final = 10.0
 """A client that was sent everything, and the end, must have taken it by then."""
@@ -36,10 +38,8 @@ class SessionOwner(Protocol):
 class Session(asyncio.BufferedProtocol):
     """One client at work on one volume."""
 
-    def __init__(self, owner: SessionOwner, transport: asyncio.Transport, peer: str, opened_ns: int) -> None:
-        """``opened_ns``: wall time, for people."""
-        self.peer = peer
-        self.opened_ns = opened_ns
+    def __init__(self, owner: SessionOwner, transport: asyncio.Transport, visitor: Visitor) -> None:
+        self.visitor = visitor
         self.machine: Transmission
         self._owner = owner
         self._rounds = owner.rounds
@@ -47,6 +47,9 @@ class Session(asyncio.BufferedProtocol):
         self._round_bytes = 0
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        self._moved_s = self._loop.time()
+        self._received = False
+        self._unsent_before = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = Stop.INPUT
         self._running = False
@@ -64,18 +67,55 @@ class Session(asyncio.BufferedProtocol):
         self.machine = machine
         self._transport.set_write_buffer_limits(high=machine.limits.output_max)
         self._transport.set_protocol(self)
+        self._granted = machine.volume.grant(self.visitor.client)
         self._run()
 
     def describe(self) -> dict[str, Any]:
-        """Return the session for people: who, and with what access."""
+        """Return the session for people: who, with what access, and what it did; sizes in bytes."""
+        machine, visitor, counters = self.machine, self.visitor, self.machine.counters
         return {
+            "id": visitor.number,
             "protocol": "nbd",
-            "peer": self.peer,
-            "read_only": not self.machine.volume.writable,
-            "opened": self.opened_ns,
-            "carries_write_time": self.machine.carries_time,
-            "in_flight": self.machine.in_flight,
+            "peer": visitor.peer,
+            "tls": visitor.tls,
+            "certificate": sorted(visitor.client.names),
+            "read_only": not machine.volume.writable,
+            "opened": visitor.opened_ns,
+            "carries_write_time": machine.carries_time,
+            "requests": sum(counters.requests) + counters.unknown,
+            "errors": sum(counters.errors) + counters.unknown,
+            "bytes_read": counters.byte_counts[Command.READ],
+            "bytes_written": counters.byte_counts[Command.WRITE],
+            "in_flight": machine.in_flight,
+            "memory": self.memory,
         }
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the session takes now: at most its limits' ``memory_max``."""
+        machine = self.machine
+        return len(machine.input.chunk) + machine.slow_bytes + self._transport.get_write_buffer_size()
+
+    def idle_s(self) -> float:
+        """Return for how long the client has neither sent a request nor taken an answer, in seconds.
+
+        It is as exact as the calls are frequent. A client that waits for this controller is not idle.
+        """
+        unsent = self._transport.get_write_buffer_size()
+        waits_for_us = not unsent and (self.machine.in_flight or self._stop is not Stop.INPUT)
+        if self._received or unsent != self._unsent_before or waits_for_us:
+            self._moved_s = self._loop.time()
+        self._received = False
+        self._unsent_before = unsent
+        return self._loop.time() - self._moved_s
+
+    def recheck(self) -> None:
+        """The volume's rules have changed: close unless the client has what it had.
+
+        A client that may go on, but with other rights, learns of them when it connects again.
+        """
+        if self.machine.volume.grant(self.visitor.client) is not self._granted:
+            self.abort("access to the volume was changed")
 
     # ---- asyncio calls these ---------------------------------------------------
 
@@ -85,6 +125,7 @@ class Session(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Handle what was received."""
+        self._received = True
         self.machine.received(nbytes)
         self._run()
 

@@ -1,4 +1,4 @@
-"""Counters of one export: what metrics show of the host port.
+"""Counters of one session, or of all sessions of an export: what metrics show of the host port.
 
 Owns: requests, bytes and errors per command.
 Never: is read by anything that decides.
@@ -19,14 +19,24 @@ class Counters:
     Requests with an unknown command are counted in ``unknown`` only.
     """
 
-    __slots__ = ("byte_counts", "connections", "errors", "requests", "unknown")
+    __slots__ = ("byte_counts", "errors", "requests", "unknown")
 
     def __init__(self) -> None:
-        self.connections = 0
         self.requests = [0] * COMMANDS
         self.byte_counts = [0] * COMMANDS
         self.errors = [0] * COMMANDS
         self.unknown = 0
+
+    def add(self, other: Counters) -> None:
+        """Count what ``other`` has counted."""
+        for ours, theirs in (
+            (self.requests, other.requests),
+            (self.byte_counts, other.byte_counts),
+            (self.errors, other.errors),
+        ):
+            for command, count in enumerate(theirs):
+                ours[command] += count
+        self.unknown += other.unknown
 
     def describe(self) -> dict[str, dict[str, int]]:
         """Return {command: {"requests": n, "bytes": n, "errors": n}} with lower-case command names."""

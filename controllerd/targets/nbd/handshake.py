@@ -8,8 +8,10 @@ Never: knows an option or a reply.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Final, Protocol, cast
 
+from controllerd.targets.nbd.clients import ClientExports, identify
 from controllerd.targets.nbd.negotiation import Agreed, Negotiation, State
 from controllerd.targets.nbd.settings import NbdSettings
 
@@ -24,8 +26,12 @@ class HandshakeOwner(Protocol):
     def settings(self) -> NbdSettings:
         """The server's settings."""
 
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What a client that starts TLS now gets."""
+
     def begin(self, connection: HandshakeConnection) -> Negotiation | None:
-        """Count a new connection; None: there are too many."""
+        """Count a new connection and set its ``exports``; None: it is refused."""
 
     def end(self, connection: HandshakeConnection, reason: str) -> None:
         """Forget the connection; ``reason`` is empty if nothing was wrong."""
@@ -39,6 +45,8 @@ class HandshakeConnection(asyncio.BufferedProtocol):
 
     def __init__(self, owner: HandshakeOwner) -> None:
         self.transport: asyncio.Transport | None = None
+        self.exports: ClientExports
+        """What this connection's client sees; there once the connection was admitted."""
         self._owner = owner
         self._negotiation: Negotiation | None = None
         self._buffer = bytearray(_BUFFER)
@@ -138,18 +146,25 @@ class HandshakeConnection(asyncio.BufferedProtocol):
             self._owner.agreed(self, negotiation.result, unread)
 
     async def _start_tls(self, transport: asyncio.Transport) -> None:
-        context = self._owner.settings.tls.context
+        context = self._owner.tls_context
         assert context is not None
         loop = asyncio.get_running_loop()
+        limit_s = self._owner.settings.handshake_timeout_s
         try:
-            secured = await loop.start_tls(transport, self, context, server_side=True)
-        except (OSError, EOFError) as error:  # ssl.SSLError is an OSError
+            secured = await loop.start_tls(
+                transport, self, context, server_side=True, ssl_handshake_timeout=limit_s, ssl_shutdown_timeout=limit_s
+            )
+            # A connection that is closed from this side meanwhile counts as a success there.
+            if secured is None or secured.get_extra_info("ssl_object") is None:
+                raise ConnectionAbortedError("connection lost")
+            self.exports.client = identify(secured)
+        except (OSError, EOFError, ValueError) as error:  # ssl.SSLError is an OSError
             self._tls_task = None
             self.fail(f"TLS failed: {error}")
             self.connection_lost(None)  # the transport knows the TLS layer as its protocol, and tells only that
             return
         self._tls_task = None
-        if secured is None or self._negotiation is None:
+        if self._negotiation is None:
             transport.abort()
             return
         self.transport = secured

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from controllerd.model.access import Client, Grant
 from controllerd.model.errors import RemoteCopyError
 
 Waiter = Callable[[RemoteCopyError | None], None]
@@ -96,6 +97,9 @@ class Volume(Protocol):
     @property
     def visible(self) -> bool:
         """Whether hosts may open the volume at all."""
+
+    def grant(self, client: Client) -> Grant:
+        """Return what an administrator lets this client do with the volume."""
 
     def read_into(self, buffer: memoryview, offset: int) -> bool:
         """Fill ``buffer`` from byte ``offset``; False: that would block, use `read`.

@@ -1,21 +1,25 @@
 """NBD server: listeners, connections and their end.
 
-Owns: sockets, the number of connections, the buffer pool, sessions shown on volumes,
-counters per export, and an orderly stop.
+Owns: sockets, who is admitted, the TLS context, the buffer pools, sessions shown on volumes, counters per export, the
+end of idle sessions, and an orderly stop.
 Never: knows the protocol (negotiation.py, transmission.py) or a volume's content.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable
 from typing import Final
 
 from controllerd.model.errors import Conflict
 from controllerd.storage.buffers import BufferPool
+from controllerd.targets.nbd.admission import Admission
+from controllerd.targets.nbd.clients import ClientExports, Visitor, identify
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.handshake import HandshakeConnection
@@ -23,12 +27,17 @@ from controllerd.targets.nbd.negotiation import Agreed, Negotiation
 from controllerd.targets.nbd.ports import ExportTable
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, UnixListen
+from controllerd.targets.nbd.tls import make_context
 from controllerd.targets.nbd.transmission import Transmission
 
 Report = Callable[[str, dict[str, object]], None]
 """Takes an event's name and facts, for the log."""
 
 _TRIM_INTERVAL_S: Final = 10.0
+_IDLE_CHECKS: Final = 4
+"""Looks at a session in one idle time-out."""
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 8))
+"""A client machine that vanished without a word is noticed after 3 minutes; the kernel's default is over 2 hours."""
 
 
 class NbdServer:
@@ -44,12 +53,13 @@ class NbdServer:
     ) -> None:
         """``clock`` gives wall time in ns (shown as the time a session was opened)."""
         self.settings = settings
-        self.counters: dict[str, Counters] = {}
-        """By export name; they outlive connections."""
-        self.refused = 0
-        """Connections closed because there were too many."""
+        self.admission = Admission(settings.max_connections, settings.max_connections_per_address)
         self.failed_handshakes = 0
-        self.accepted = 0
+        self.idle_closed = 0
+        """Sessions closed because their client was idle."""
+        self.tls_context: ssl.SSLContext | None = None
+        self._ended: dict[str, Counters] = {}
+        """What the sessions that are gone have counted, by export name."""
         self._exports = exports
         self._clock = clock
         self._report = report
@@ -63,6 +73,8 @@ class NbdServer:
         self.rounds = Rounds(_call_soon)
         self._idle = asyncio.Event()
         self._trimmer: asyncio.TimerHandle | None = None
+        self._idle_checker: asyncio.TimerHandle | None = None
+        self._numbers = itertools.count(1)
 
     # ---- life --------------------------------------------------------------------
 
@@ -70,8 +82,9 @@ class NbdServer:
         """Listen on every address.
 
         Raises:
-            Conflict: an address cannot be listened on; none is then.
+            Conflict: an address cannot be listened on, or a TLS file cannot be used; nothing listens then.
         """
+        self.tls_context = make_context(self.settings.tls)
         self._idle.set()
         for listen in self.settings.listen:
             try:
@@ -80,6 +93,20 @@ class NbdServer:
                 await self.stop()
                 raise Conflict(f"nbd: cannot listen on {listen}: {error.strerror or error}") from error
         self._schedule_trim()
+        if self.settings.idle_timeout_s:
+            self._check_idle_sessions()
+
+    def reload_tls(self) -> None:
+        """Take certificate, key and CA as they are on disk now; if they cannot be used, what was there stays.
+
+        Sessions go on as they are.
+        """
+        try:
+            self.tls_context = make_context(self.settings.tls)
+        except Conflict as error:
+            self._tell("nbd-tls-reload-failed", error=str(error))
+        else:
+            self._tell("nbd-tls-reloaded", mode=self.settings.tls.mode)
 
     async def stop(self) -> None:
         """Stop listening, answer what is under way (for at most ``shutdown_grace_s``), close everything."""
@@ -91,8 +118,9 @@ class NbdServer:
             if os.path.exists(listen.path):
                 os.unlink(listen.path)
         self._paths.clear()
-        if self._trimmer is not None:
-            self._trimmer.cancel()
+        for timer in (self._trimmer, self._idle_checker):
+            if timer is not None:
+                timer.cancel()
         for handshake in list(self._handshakes):
             handshake.fail("server is stopping")
         for session in list(self._sessions):
@@ -115,32 +143,63 @@ class NbdServer:
     @property
     def connections(self) -> int:
         """Connections now, those in their handshake included."""
-        return len(self._handshakes) + len(self._sessions)
+        return self.admission.connections
 
     @property
     def sessions(self) -> frozenset[Session]:
         """Sessions now."""
         return frozenset(self._sessions)
 
+    def counters(self) -> dict[str, Counters]:
+        """Return what all sessions since the start have counted, by export name."""
+        totals: dict[str, Counters] = {}
+        for name, counters in self._ended.items():
+            totals.setdefault(name, Counters()).add(counters)
+        for session in self._sessions:
+            totals.setdefault(session.machine.volume.name, Counters()).add(session.machine.counters)
+        return totals
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of memory by what holds it: connected sessions, and buffers that are kept for reuse.
+
+        The write cache and the journal's tail keep views of the buffers under "receive-buffers".
+        """
+        return {
+            "sessions": sum(session.memory for session in self._sessions),
+            "receive-buffers": self._chunks.held,
+            "reply-buffers": self._replies.held,
+        }
+
     # ---- what connections call ------------------------------------------------------
 
     def begin(self, connection: HandshakeConnection) -> Negotiation | None:
         """Admit a connection, unless there are too many or the server is stopping."""
-        self.accepted += 1
-        if self._stopping or self.connections >= self.settings.max_connections:
-            self.refused += 1
-            self._tell("nbd-connection-refused", limit=self.settings.max_connections)
+        admission, transport = self.admission, connection.transport
+        assert transport is not None
+        admission.accepted += 1
+        try:
+            client = identify(transport)
+        except ValueError:
+            admission.refused["gone"] += 1
             return None
+        reason = "stopping" if self._stopping else admission.admit(client.address)
+        if reason:
+            admission.refused[reason] += 1
+            self._tell("nbd-connection-refused", peer=_peer(transport), reason=reason)
+            return None
+        connection.exports = ClientExports(self._exports, client)
         self._handshakes.add(connection)
         self._idle.clear()
         settings = self.settings
         return Negotiation(
-            self._exports, settings.limits, default_export=settings.default_export, tls=settings.tls.mode
+            connection.exports, settings.limits, default_export=settings.default_export, tls=settings.tls.mode
         )
 
     def end(self, connection: HandshakeConnection, reason: str) -> None:
         """Forget a connection that has not reached transmission."""
         self._handshakes.discard(connection)
+        self.admission.leave(connection.exports.client.address)
         if reason:
             self.failed_handshakes += 1
             self._tell("nbd-handshake-failed", peer=_peer(connection.transport), reason=reason)
@@ -151,9 +210,15 @@ class NbdServer:
         transport = connection.transport
         assert transport is not None
         volume = agreed.volume
-        session = Session(self, transport, _peer(transport), 0 if self._clock is None else self._clock())
-        counters = self.counters.setdefault(volume.name, Counters())
-        counters.connections += 1
+        secured = transport.get_extra_info("ssl_object")
+        visitor = Visitor(
+            next(self._numbers),
+            _peer(transport),
+            connection.exports.client,
+            None if secured is None else secured.version(),
+            0 if self._clock is None else self._clock(),
+        )
+        session = Session(self, transport, visitor)
         machine = Transmission(
             volume,
             structured=agreed.structured,
@@ -161,7 +226,7 @@ class NbdServer:
             limits=self.settings.limits,
             chunks=self._chunks,
             replies=self._replies,
-            counters=counters,
+            counters=Counters(),
             wake=session.wake,
             initial=unread,
         )
@@ -170,16 +235,24 @@ class NbdServer:
         self.rounds.sessions = len(self._sessions)
         self._handshakes.discard(connection)
         volume.sessions.add(session)
-        self._tell("nbd-session-opened", peer=session.peer, volume=volume.name, read_only=not volume.writable)
+        self._tell(
+            "nbd-session-opened",
+            peer=visitor.peer,
+            volume=volume.name,
+            read_only=not volume.writable,
+            tls=visitor.tls,
+            certificate=sorted(visitor.client.names),
+        )
         session.start(machine)
 
     def ended(self, session: Session, reason: str) -> None:
         """Forget a session."""
         self._sessions.discard(session)
         self.rounds.sessions = len(self._sessions)
+        self.admission.leave(session.visitor.client.address)
         name = session.machine.volume.name
-        self.counters[name].connections -= 1
-        self._tell("nbd-session-closed", peer=session.peer, volume=name, reason=reason)
+        self._ended.setdefault(name, Counters()).add(session.machine.counters)
+        self._tell("nbd-session-closed", peer=session.visitor.peer, volume=name, reason=reason)
         self._check_idle()
 
     # ---- inside ------------------------------------------------------------------------
@@ -189,6 +262,8 @@ class NbdServer:
         if isinstance(transport.get_extra_info("peername"), tuple):
             # A client machine that vanished must not hold its session for ever.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         elif self.settings.unix_send_buffer_bytes:
             # The kernel's default holds two reads of 128 KiB. (TCP sizes its buffers itself.)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.settings.unix_send_buffer_bytes)
@@ -223,6 +298,14 @@ class NbdServer:
         self._chunks.trim()
         self._replies.trim()
         self._trimmer = asyncio.get_running_loop().call_later(_TRIM_INTERVAL_S, self._schedule_trim)
+
+    def _check_idle_sessions(self) -> None:
+        limit_s = self.settings.idle_timeout_s
+        for session in list(self._sessions):
+            if session.idle_s() >= limit_s:
+                self.idle_closed += 1
+                session.abort(f"idle for {limit_s:g} s")
+        self._idle_checker = asyncio.get_running_loop().call_later(limit_s / _IDLE_CHECKS, self._check_idle_sessions)
 
     def _tell(self, event: str, **facts: object) -> None:
         if self._report is not None:

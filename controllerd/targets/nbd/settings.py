@@ -6,7 +6,6 @@ Never: reads the configuration (daemon.py maps it to these).
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -14,8 +13,12 @@ from controllerd.storage.buffers import BufferPool
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
+MEMORY_FIXED: Final = 9 * MIB
+"""What a connection takes beside its reads: a receive chunk (2 MiB), replies of three passes (1 MiB each: one handed to
+the transport below its mark, one above it, one gathered), and what the last reply may exceed that by (4 MiB)."""
 
 TlsMode = Literal["off", "allow", "require"]
+ClientCertificates = Literal["none", "optional", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,25 @@ Listen = TcpListen | UnixListen
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS of the host port: ``allow`` lets the client choose, ``require`` shows nothing before it."""
+    """TLS of the host port: ``allow`` lets the client choose, ``require`` shows nothing before it.
+
+    ``certificate`` (a chain), ``key`` and ``ca`` are paths of PEM files. A client's certificate is checked against
+    ``ca``; with "optional" a client may have none, but no wrong one.
+    """
 
     mode: TlsMode = "off"
-    context: ssl.SSLContext | None = None
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    client_certificates: ClientCertificates = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one connection may take; sizes in bytes.
 
-    The memory of a connection is bounded by one receive chunk of ``chunk_max``, replies of ``output_max`` beyond what
-    the kernel holds, and ``slow_reads_max`` of reads that wait for a disk.
+    The memory of a connection is bounded by one receive chunk, replies that are gathered and not sent, and reads that
+    wait for a disk: `memory_max`.
     """
 
     payload_max: int = 32 * MIB
@@ -82,6 +92,11 @@ class Limits:
     extents_range_max: int = 1 << 30
     """Range that one BLOCK_STATUS answers; the client asks again for the rest."""
 
+    @property
+    def memory_max(self) -> int:
+        """Most memory of a connection: what is fixed, the longest reply that must not be split, and reads beside it."""
+        return MEMORY_FIXED + self.payload_max + self.slow_reads_max
+
     def __post_init__(self) -> None:
         if self.chunk_max < 2 * self.piece_max or self.chunk_min > self.chunk_max or self.piece_max % 4096:
             raise ValueError("limits contradict each other: see their descriptions")
@@ -93,7 +108,11 @@ class NbdSettings:
 
     listen: tuple[Listen, ...] = (TcpListen("127.0.0.1", 10809),)
     max_connections: int = 256
+    max_connections_per_address: int = 0
+    """Connections from one TCP address; 0: no limit."""
     handshake_timeout_s: float = 10.0
+    idle_timeout_s: float = 0.0
+    """A session is closed after this time in which the client neither sent a request nor took an answer; 0: never."""
     shutdown_grace_s: float = 10.0
     default_export: str = ""
     """Volume that a client gets which names none; empty: such a client is refused."""

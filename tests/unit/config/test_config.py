@@ -14,7 +14,11 @@ from controllerd.config import Address, ConfigError, load, parse
 from controllerd.config.model import Config
 from controllerd.config.problems import nested_model
 from controllerd.config.reference import reference
+from controllerd.daemon import nbd_settings
 from controllerd.management.schemas import VERSION
+from controllerd.storage.buffers import BufferPool
+from controllerd.targets.nbd.settings import Tls
+from tests.unit.config.certificates import make_certificate
 from tests.unit.config.test_config_errors import GOOD
 
 REPOSITORY = Path(__file__).parents[3]
@@ -51,6 +55,24 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert config.shared_key() == b"k" * 32
     assert config.peer[0].address == Address("10.0.0.1", 9)
     assert (config.storage.cache_bytes, config.storage.journal_bytes) == (512 * MIB, 256 * MIB)
+
+
+def test_host_port_is_told_everything(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "c")
+    text = GOOD + (
+        "[nbd]\nmax_connections = 9\nmax_connections_per_address = 3\nidle_timeout_s = 60.0\nmax_in_flight = 50\n"
+        'max_option_bytes = "16KiB"\nmax_request_bytes = "2MiB"\nmax_connection_bytes = "20MiB"\n'
+        '[nbd.tls]\ncertificate = "c.pem"\nkey = "c.key"\nca = "c.pem"\nclient_certificates = "optional"\n'
+    )
+    settings = nbd_settings(parse(tomllib.loads(text), file="a.toml", base=tmp_path), BufferPool(0))
+    assert (settings.max_connections, settings.max_connections_per_address, settings.idle_timeout_s) == (9, 3, 60.0)
+    limits = settings.limits
+    assert (limits.option_max, limits.payload_max, limits.in_flight_max) == (16 << 10, 2 * MIB, 50)
+    assert limits.memory_max == 20 * MIB
+    assert settings.tls == Tls("require", f"{tmp_path}/c.pem", f"{tmp_path}/c.key", f"{tmp_path}/c.pem", "optional")
+    plain = nbd_settings(parse(tomllib.loads(GOOD), file="a.toml", base=tmp_path), BufferPool(0))
+    assert plain.tls.mode == "off"
+    assert plain.limits.memory_max == 48 * MIB
 
 
 def test_configuration_cannot_change(tmp_path: Path) -> None:
@@ -119,12 +141,14 @@ def test_what_is_not_wise_is_said_and_does_not_stop_a_start(tmp_path: Path, caps
     (tmp_path / "t").write_text("0123456789abcdef")
     (tmp_path / "t").chmod(0o644)
     path = tmp_path / "a.toml"
-    path.write_text(GOOD.replace('token = "0123456789abcdef"', 'token_file = "t"\nlisten = "0.0.0.0:0"'))
+    text = GOOD.replace('token = "0123456789abcdef"', 'token_file = "t"\nlisten = "0.0.0.0:0"')
+    path.write_text(text + '[nbd]\nlisten = "0.0.0.0:0"\n')
     assert main(["--config", str(path), "--check-config"]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(": ")[0] for line in lines] == ["warning", "warning"]
-    assert "management.listen: 0.0.0.0:0 is reached over a network without TLS" in lines[0]
-    assert f"chmod 600 {tmp_path}/t" in lines[1]
+    assert [line.partition(": ")[0] for line in lines] == ["warning"] * 3
+    assert "nbd.listen: 0.0.0.0:0 is reached over a network without TLS" in lines[0]
+    assert "management.listen: 0.0.0.0:0 is reached over a network without TLS" in lines[1]
+    assert f"chmod 600 {tmp_path}/t" in lines[2]
 
 
 def test_daemon_needs_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,9 +165,7 @@ def test_reference_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_certificates_are_tried(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        files = ["-keyout", f"{tmp_path}/{name}.key", "-out", f"{tmp_path}/{name}.pem", "-subj", f"/CN={name}"]
-        subprocess.run([*make, *files], check=True, capture_output=True)
+        make_certificate(tmp_path, name)
     files = ["-in", f"{tmp_path}/one.key", "-out", f"{tmp_path}/enc.key"]
     subprocess.run(["openssl", "ec", "-aes128", "-passout", "pass:x", *files], check=True, capture_output=True)
 

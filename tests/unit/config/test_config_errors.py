@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from controllerd.config import ConfigError, load, parse
+from tests.unit.config.certificates import make_certificate
 
 GOOD = """
 [controller]
@@ -42,6 +43,7 @@ def lines(changes: dict[str, Any], base: Path) -> list[str]:
 
 
 PEER = {"name": "B", "address": "127.0.0.1:9813"}
+TLS = {"certificate": "cert.pem", "key": "cert.key"}
 LINK = {"replication.listen": "127.0.0.1:9811", "replication.shared_key_file": "key"}
 
 CASES: list[tuple[dict[str, Any], str, str, str]] = [
@@ -78,6 +80,18 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"nbd.listen": ["127.0.0.1:9711"]}, "management.listen", "is already taken by nbd.listen", "its own address"),
     ({"nbd.listen": ["0.0.0.0:9711"]}, "management.listen", "is already taken by nbd.listen", "its own address"),
     ({"nbd.max_connections": 0}, "nbd.max_connections", "0 is out of range", "at least 1"),
+    ({"nbd.max_connections_per_address": -1}, "nbd.max_connections_per_address", "-1 is out of range", "at least 0"),
+    ({"nbd.idle_timeout_s": -1}, "nbd.idle_timeout_s", "-1 is out of range", "at least 0"),
+    ({"nbd.max_option_bytes": "4KiB"}, "nbd.max_option_bytes", "4 KiB is out of range", 'at least "8KiB"'),
+    ({"nbd.max_connection_bytes": "40MiB"}, "nbd.max_connection_bytes", "40 MiB cannot hold", 'at least "42MiB"'),
+    ({"nbd.tls": {"key": "cert.key"}}, "nbd.tls.certificate", "missing", "it is required"),
+    ({"nbd.tls": TLS | {"mode": "on"}}, "nbd.tls.mode", '"on" is not possible', '"off" or "allow" or "require"'),
+    ({"nbd.tls": TLS | {"key": "none"}}, "nbd.tls.key", "No such file", "can read"),
+    ({"nbd.tls": TLS | {"ca": "none"}}, "nbd.tls.ca", "No such file", "can read"),
+    ({"nbd.tls": TLS | {"ca": "key"}}, "nbd.tls.ca", "holds no certificate", "name a PEM file"),
+    ({"nbd.tls": TLS | {"key": "key"}}, "nbd.tls.certificate", "are not a certificate with its", "belong together"),
+    ({"nbd.tls": TLS | {"client_certificates": "required"}}, "nbd.tls.ca", "missing although", "name a PEM file"),
+    ({"nbd.tls": TLS | {"psk_file": "key"}}, "nbd.tls.psk_file", "Python 3.11 has none", "use certificates"),
     ({"management.token": None}, "management.token_file", "missing", 'token_file = "mgmt.token"'),
     ({"management.token": "short"}, "management.token", "fewer than 16 characters", "openssl rand -hex 32"),
     ({"management.token": "with a space 12345"}, "management.token", "cannot carry", "printable ASCII"),
@@ -136,8 +150,18 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a certificate and its key."""
+    directory = tmp_path_factory.mktemp("certificate")
+    make_certificate(directory, "cert")
+    return directory
+
+
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
+def base(tmp_path: Path, certificate: Path) -> Path:
+    for name in ("cert.pem", "cert.key"):
+        (tmp_path / name).write_bytes((certificate / name).read_bytes())
     (tmp_path / "file").touch()
     (tmp_path / "empty").touch()
     (tmp_path / "key").write_text("k" * 32)

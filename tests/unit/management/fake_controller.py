@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from controllerd.daemon import Exports
 from controllerd.management.schemas import (
     PairAnswer,
     PairCreate,
@@ -22,6 +23,8 @@ from controllerd.management.schemas import (
 from controllerd.model.errors import Busy, Conflict, NotFound, RemoteCopyError
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.targets.nbd.server import NbdServer
+from controllerd.targets.nbd.settings import NbdSettings
 
 TOKEN = "token-of-the-tests-0123"
 NOW = 1_800_000_000_000_000_000
@@ -169,6 +172,9 @@ class FakeController:
     started_at: int = NOW - 60_000_000_000
     pairs: FakePairs = field(default_factory=FakePairs)
     peers: list[tuple[str, str, int | None]] = field(default_factory=lambda: [("B", "127.0.0.1:9813", 1002)])
+
+    def __post_init__(self) -> None:
+        self.nbd = NbdServer(Exports(self.storage), NbdSettings(listen=()))
 
     @property
     def clock(self) -> Any:

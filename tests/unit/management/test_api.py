@@ -83,17 +83,74 @@ async def test_thin_volume_is_made_with_a_warning(api: httpx.AsyncClient) -> Non
     assert len(answer.json()["warnings"]) == 1
 
 
-async def test_open_sessions_are_shown(api: httpx.AsyncClient, controller: FakeController) -> None:
-    class Session:
-        def describe(self) -> dict[str, Any]:
-            return {"client": "127.0.0.1:5", "since": object()}
+class FakeSession:
+    """A host's session that remembers what it was told."""
 
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.rechecked = 0
+        self.aborted: list[str] = []
+
+    def describe(self) -> dict[str, Any]:
+        peer = f"127.0.0.1:{self.number}"
+        return {"id": self.number, "protocol": "nbd", "peer": peer, "read_only": False, "opened": 1}
+
+    def recheck(self) -> None:
+        self.rechecked += 1
+
+    def abort(self, reason: str) -> None:
+        self.aborted.append(reason)
+
+
+async def test_open_sessions_are_shown(api: httpx.AsyncClient, controller: FakeController) -> None:
     await make_volume(api)
-    controller.storage.volumes["v1"].sessions.add(Session())
-    sessions = (await api.get("/v1/volumes/v1")).json()["sessions"]
-    assert sessions[0]["client"] == "127.0.0.1:5"
+    session = FakeSession(5)
+    controller.storage.volumes["v1"].sessions.add(session)
+    (shown,) = (await api.get("/v1/volumes/v1")).json()["sessions"]
+    assert (shown["id"], shown["peer"], shown["tls"], shown["certificate"]) == (5, "127.0.0.1:5", None, [])
     assert (await api.get("/v1/system")).json()["sessions"] == 1
     assert (await api.delete("/v1/volumes/v1")).status_code == 409
+
+
+async def test_one_session_is_closed_by_order(api: httpx.AsyncClient, controller: FakeController) -> None:
+    await make_volume(api)
+    first, second = FakeSession(5), FakeSession(6)
+    controller.storage.volumes["v1"].sessions |= {first, second}
+    assert (await api.delete("/v1/volumes/v1/sessions/4")).status_code == 404
+    assert (await api.delete("/v1/volumes/v1/sessions/6")).status_code == 200
+    assert (first.aborted, second.aborted) == ([], ["disconnected by order"])
+
+
+async def test_rules_about_hosts_are_kept_and_shown(api: httpx.AsyncClient, controller: FakeController) -> None:
+    await make_volume(api)
+    session = FakeSession(5)
+    controller.storage.volumes["v1"].sessions.add(session)
+    assert (await api.get("/v1/volumes/v1")).json()["allow"] is None
+    rules = [{"network": "10.0.0.0/8"}, {"certificate": "DB1.example", "read_only": True}, {"network": "unix"}]
+    answer = await api.put("/v1/volumes/v1/allow", json={"allow": rules})
+    shown = [
+        {"network": "10.0.0.0/8", "certificate": None, "read_only": False},
+        {"network": None, "certificate": "db1.example", "read_only": True},
+        {"network": "unix", "certificate": None, "read_only": False},
+    ]
+    assert answer.json()["allow"] == shown
+    assert session.rechecked == 1
+    assert controller.storage.catalogue.get_documents("volume")["v1"]["allow"] == shown
+    await api.patch("/v1/volumes/v1", json={"size": "12MiB"})
+    assert controller.storage.catalogue.get_documents("volume")["v1"]["allow"] == shown
+    for bad in ("10.0.0.1/8", "everybody", ""):
+        refused = await api.put("/v1/volumes/v1/allow", json={"allow": [{"network": bad}]})
+        assert refused.status_code == 400, bad
+    assert (await api.put("/v1/volumes/v1/allow", json={})).status_code == 422
+    assert (await api.put("/v1/volumes/v1/allow", json={"allow": []})).json()["allow"] == []
+    assert (await api.put("/v1/volumes/v1/allow", json={"allow": None})).json()["allow"] is None
+    assert (await api.put("/v1/volumes/nothing/allow", json={"allow": None})).status_code == 404
+
+
+async def test_volume_is_made_with_its_rules(api: httpx.AsyncClient) -> None:
+    await make_volume(api)
+    order = {"name": "v2", "size": "8MiB", "pool": "p", "group": "g1", "allow": []}
+    assert (await api.post("/v1/volumes", json=order)).json()["allow"] == []
 
 
 async def test_checkpoint_is_taken(api: httpx.AsyncClient) -> None:

@@ -43,7 +43,8 @@ def test_every_order_has_help_with_an_example(words: tuple[str, ...]) -> None:
 def test_orders_are_all_there() -> None:
     assert {" ".join(words) for words in orders()} >= {
         "system show", "system config", "disk create", "disk list", "pool create", "pool list", "volume create",
-        "volume list", "volume show", "volume resize", "volume delete", "group create", "group list", "group show",
+        "volume list", "volume show", "volume resize", "volume delete", "volume allow", "volume connections",
+        "volume disconnect", "group create", "group list", "group show",
         "group delete", "pair create", "pair list", "pair show", "pair delete", "status", "takeover", "metrics",
     }  # fmt: skip
 
@@ -66,6 +67,12 @@ USAGE: list[list[str]] = [
     ["volume", "create", "v", "--size", "1", "--pool", "p", "--group", "g"],
     ["volume", "list", "--jsn"],
     ["volume", "list"],
+    ["volume", "allow", "v"],
+    ["volume", "allow", "v", "--everyone", "--nobody"],
+    ["volume", "allow", "v", "--to", "10.0.0.0/8"],
+    ["volume", "allow", "v", "--to", "network=10.0.0.0/8,network=unix"],
+    ["volume", "allow", "v", "--to", "certificate="],
+    ["volume", "disconnect", "v", "first"],
     ["status", "--interval", "0"],
     ["--config", "/none", "volume", "list"],
     ["--url", "ftp://x", "volume", "list"],

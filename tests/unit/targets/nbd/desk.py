@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+from controllerd.model.access import Client
 from controllerd.storage.buffers import BufferPool
+from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.rounds import Rounds
@@ -38,6 +40,9 @@ class FakeTransport:
 
     def set_protocol(self, protocol: Session) -> None:
         self.protocol = protocol
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered
 
     def set_write_buffer_limits(self, high: int) -> None:
         self.high = high
@@ -98,7 +103,8 @@ class Desk:
         self.transport = FakeTransport()
         self.reasons: list[str] = []
         self.rounds = rounds or Rounds(lambda _: None)
-        self.session = Session(self, cast(asyncio.Transport, self.transport), "peer", 123)
+        visitor = Visitor(7, "peer", Client(None), None, 123)
+        self.session = Session(self, cast(asyncio.Transport, self.transport), visitor)
         self.volume.sessions.add(self.session)
         machine = Transmission(
             self.volume,

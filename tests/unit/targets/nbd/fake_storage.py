@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from controllerd.model.access import Client, Grant, Rules, grant
 from controllerd.model.errors import ReadOnly, RemoteCopyError
 from controllerd.targets.nbd.ports import Waiter
 
@@ -131,12 +132,16 @@ class FakeVolume:
         self.group = group or FakeGroup()
         self.writable = True
         self.visible = True
+        self.allow: Rules = None
         self.image = bytearray(size)
         self.cold = False
         self.read_error: RemoteCopyError | None = None
         self.kept: list[tuple[int, memoryview | None]] = []
         """What storage would keep in its cache: the views it was given."""
         self.holes: list[tuple[int, bool]] | None = None
+
+    def grant(self, client: Client) -> Grant:
+        return grant(self.allow, client)
 
     def read_into(self, buffer: memoryview, offset: int) -> bool:
         if self.read_error is not None:

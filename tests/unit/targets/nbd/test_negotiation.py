@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controllerd.targets.nbd.negotiation import Negotiation, State
+from controllerd.targets.nbd.ports import ExportTable
 from controllerd.targets.nbd.settings import Limits, TlsMode
 from controllerd.targets.nbd.wire import ExportFlag
 from tests.unit.targets.nbd import client
@@ -26,8 +27,10 @@ def exports() -> FakeExports:
     return FakeExports(FakeVolume("vol"), hidden, fixed)
 
 
-def start(flags: bytes = FLAGS, *, default: str = "", tls: TlsMode = "off") -> Negotiation:
-    machine = Negotiation(exports(), LIMITS, default_export=default, tls=tls)
+def start(
+    flags: bytes = FLAGS, *, default: str = "", tls: TlsMode = "off", table: ExportTable | None = None
+) -> Negotiation:
+    machine = Negotiation(table or exports(), LIMITS, default_export=default, tls=tls)
     assert machine.take_output() == b"NBDMAGICIHAVEOPT\x00\x03"
     feed(machine, flags)
     return machine
