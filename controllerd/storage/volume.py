@@ -282,6 +282,17 @@ class Volume:
             position = stop
         return pieces
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether no part of the range takes space on a disk; it reads as zeros then.
+
+        A region that was written, but trimmed since, counts as a hole from the next destage on.
+        """
+        entries, shift = self.map, self.shift
+        first = offset >> shift
+        if entries[first] or self.group.read_error is not None:
+            return False
+        return not any(entries[first + 1 : (offset + length - 1 >> shift) + 1])
+
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """Return (length, reads as zeros and takes no space) runs that cover the range exactly."""
         shift = self.shift
