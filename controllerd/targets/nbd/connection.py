@@ -173,6 +173,8 @@ class Session(asyncio.BufferedProtocol):
         if stop is Stop.GROUP and not self._waits_for_group:
             self._waits_for_group = True
             self.machine.group.when_accepting(self._group_accepts)
+        elif stop is Stop.TURN:
+            self._loop.call_soon(self._run)
         elif stop is Stop.END:
             self._end()
 

@@ -156,7 +156,7 @@ class NbdServer:
         counters.connections += 1
         machine = Transmission(
             volume,
-            structured=agreed.structured,
+            framing=agreed.framing,
             contexts=agreed.contexts,
             limits=self.settings.limits,
             chunks=self._chunks,

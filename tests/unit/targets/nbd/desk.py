@@ -12,6 +12,7 @@ from typing import cast
 from controllerd.targets.nbd.buffers import BufferPool
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
+from controllerd.targets.nbd.framing import STRUCTURED
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.settings import KIB, Limits
 from controllerd.targets.nbd.transmission import Transmission
@@ -102,7 +103,7 @@ class Desk:
         self.volume.sessions.add(self.session)
         machine = Transmission(
             self.volume,
-            structured=True,
+            framing=STRUCTURED,
             contexts=(),
             limits=limits,
             chunks=BufferPool(1 << 20),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from controllerd.targets.nbd.contexts import ALLOCATION, WRITE_TIME, Context
 from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.framing import EXTENDED, SIMPLE, STRUCTURED, Framing
 from tests.unit.targets.nbd import client
-from tests.unit.targets.nbd.client import Reply, request
+from tests.unit.targets.nbd.client import Reply
 from tests.unit.targets.nbd.fake_storage import FakeVolume
 from tests.unit.targets.nbd.host import Host
 
@@ -52,18 +53,20 @@ REQUESTS = st.builds(
     st.one_of(st.just(0), st.just(0), st.integers(0, 31), st.integers(0, 0xFFFF)),
     st.integers(1, 255),
 )
+FRAMINGS = st.sampled_from([SIMPLE, STRUCTURED, EXTENDED])
 SPLITS = st.lists(st.one_of(st.integers(1, 60), st.integers(1, 200_000)), min_size=1, max_size=30)
 
 
 class World:
     """The machine under test, the model beside it, and what was asked."""
 
-    def __init__(self, *, structured: bool, timed: bool) -> None:
+    def __init__(self, *, framing: Framing, timed: bool) -> None:
         contexts: tuple[Context, ...] = ()
-        if structured:
+        if framing.chunked:
             contexts = (ALLOCATION, WRITE_TIME) if timed else (ALLOCATION,)
         self.timed = WRITE_TIME in contexts
-        self.host = Host(FakeVolume(size=SIZE), structured=structured, contexts=contexts)
+        self.host = Host(FakeVolume(size=SIZE), framing=framing, contexts=contexts)
+        self.host.volume.sparse = True
         self.model = bytearray(SIZE)
         self.sent: dict[int, tuple[Sent, int, bytes]] = {}
 
@@ -73,9 +76,12 @@ class World:
             data = bytes([sent.fill]) * sent.length
             if self.timed and sent.length > 3:
                 data = struct.pack(">Q", cookie) + data
-            encoded = request(client.WRITE, cookie, sent.offset, data=data, flags=sent.flags)
+            encoded = self.host.request(client.WRITE, cookie, sent.offset, data=data, flags=sent.flags)
         else:
-            encoded = request(sent.command, cookie, sent.offset, sent.length, sent.flags)
+            data = b""
+            if self.host.framing.extended and sent.flags & client.PAYLOAD_LEN:
+                data = bytes([sent.fill]) * sent.length
+            encoded = self.host.request(sent.command, cookie, sent.offset, sent.length, sent.flags) + data
         error = self.expected_error(sent)
         content = b""
         if not error:
@@ -94,6 +100,8 @@ class World:
         """Return the error that the protocol document asks for."""
         structured = self.host.replies.structured
         allowed = ALLOWED.get(sent.command)
+        if sent.command == client.WRITE and self.host.framing.extended:
+            allowed = client.FUA | client.PAYLOAD_LEN
         if allowed is None or sent.flags & ~allowed:
             return client.EINVAL
         if sent.command == client.WRITE and self.timed and sent.length <= 3:
@@ -106,6 +114,8 @@ class World:
             return client.EINVAL
         if sent.command == client.READ and sent.length > 256 << 10:
             return client.EOVERFLOW if structured else client.EINVAL
+        if sent.command == client.ZEROES and sent.flags & client.NO_HOLE and sent.flags & client.FAST_ZERO:
+            return client.ENOTSUP
         if sent.command == client.FLUSH and (sent.offset or sent.length):
             return client.EINVAL
         if sent.command == client.STATUS and (not structured or not sent.length):
@@ -130,15 +140,15 @@ class World:
 @given(
     st.lists(REQUESTS, max_size=12),
     SPLITS,
-    st.booleans(),
+    FRAMINGS,
     st.booleans(),
     st.booleans(),
     st.lists(st.sampled_from(["close-gate", "open-gate", "warm", "cold", "hold", "release"]), max_size=20),
 )
 def test_every_request_is_answered_once_and_right(
-    requests: list[Sent], splits: list[int], structured: bool, timed: bool, lockstep: bool, events: list[str]
+    requests: list[Sent], splits: list[int], framing: Framing, timed: bool, lockstep: bool, events: list[str]
 ) -> None:
-    world = World(structured=structured, timed=timed)
+    world = World(framing=framing, timed=timed)
     host, group, volume = world.host, world.host.group, world.host.volume
     # Requests in flight together may be served in any order, so reads are only comparable one at a time or without
     # storage holding anything up.
@@ -184,11 +194,11 @@ def settle(world: World) -> None:
         host.go_on()
 
 
-@given(st.lists(st.one_of(st.binary(max_size=100), st.integers(0, 9)), max_size=20), st.booleans())
-def test_any_bytes_end_in_a_reply_or_the_end(pieces: list[bytes | int], structured: bool) -> None:
-    host = Host(structured=structured)
+@given(st.lists(st.one_of(st.binary(max_size=100), st.integers(0, 9)), max_size=20), FRAMINGS)
+def test_any_bytes_end_in_a_reply_or_the_end(pieces: list[bytes | int], framing: Framing) -> None:
+    host = Host(framing=framing)
     for number, piece in enumerate(pieces):
-        data = piece if isinstance(piece, bytes) else request(piece, number, 0, 512)
+        data = piece if isinstance(piece, bytes) else host.request(piece, number, 0, 512)
         if piece == client.READ:
             host.replies.reads[number] = 512
         host.send(data)
