@@ -7,6 +7,7 @@ Never: checks anything itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from controllerd.targets.nbd.buffers import BufferPool
 from controllerd.targets.nbd.contexts import Context
@@ -120,12 +121,12 @@ class Host:
             self.replies.feed(bytes(part))
 
     def serve_slow_reads(self) -> None:
-        async def serve() -> None:
-            slow, self.machine.slow_reads = self.machine.slow_reads, []
-            for read in slow:
-                await serve_slowly(self.machine, read, lambda: asyncio.sleep(0))
-
-        asyncio.run(serve())
+        slow, self.machine.slow_reads = self.machine.slow_reads, []
+        for read in slow:
+            serving = serve_slowly(self.machine, read, lambda: asyncio.sleep(0))
+            with contextlib.suppress(StopIteration):
+                while True:  # nothing here waits for anything, so no loop is needed
+                    serving.send(None)
         self.collect()
 
     def take(self) -> dict[int, Reply]:
