@@ -24,18 +24,26 @@ class RawClient:
     def __init__(self, path: Path, export: str, style: Style, *contexts: str) -> None:
         self.style = style
         self.replies = Replies(structured=style != "simple", extended=style == "extended")
+        self._cookie = 0
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(30)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+            self.size, self.flags = self._negotiate(export, contexts)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _negotiate(self, export: str, contexts: tuple[str, ...]) -> tuple[int, int]:
         assert self.receive(18)[:16] == b"NBDMAGICIHAVEOPT"
         self.socket.sendall(struct.pack(">I", 3))
-        if style != "simple":
-            self.option(client.option(client.STRUCTURED if style == "structured" else client.EXTENDED))
+        if self.style != "simple":
+            self.option(client.option(client.STRUCTURED if self.style == "structured" else client.EXTENDED))
         if contexts:
             self.option(client.meta(client.SET_META, export, *contexts))
-        items = self.option(client.go(export))
-        _, self.size, self.flags = next(struct.unpack(">HQH", data) for data in items if data[:2] == b"\0\0")
-        self._cookie = 0
+        (item,) = [data for data in self.option(client.go(export)) if data[:2] == b"\0\0"]
+        _, size, flags = struct.unpack(">HQH", item)
+        return size, flags
 
     def __enter__(self) -> Self:
         return self

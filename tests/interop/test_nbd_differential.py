@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -105,15 +106,20 @@ class Party:
 
 @contextlib.contextmanager
 def another(path: Path, *command: str) -> Iterator[None]:
-    """Run a server until its socket at ``path`` is there, and end it at last."""
+    """Run a server until its socket at ``path`` takes connections, and end it at last."""
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            while not path.exists():
+            while not _listens(path):
                 assert process.poll() is None
                 time.sleep(0.01)
             yield
         finally:
             process.kill()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @pytest.fixture(params=["nbdkit", "qemu-nbd"])

@@ -38,6 +38,8 @@ _REQ_ONE: Final = int(CommandFlag.REQ_ONE)
 _NO_HOLE: Final = int(CommandFlag.NO_HOLE)
 _FAST_ZERO: Final = int(CommandFlag.FAST_ZERO)
 _STATUS_ALIGNMENT: Final = 64 << 10
+_STATUS_TURN: Final = 4 * MIB
+"""Looking through a longer range takes long enough for others to get a turn before the next request."""
 _ZEROES_STEP: Final = 256 * MIB
 """Range of zeros staged at once: a record, and a set of regions that takes milliseconds to make."""
 _PORTABLE_PAYLOAD: Final = 32 * MIB
@@ -203,11 +205,12 @@ def _with_payload(session: Transmission, request: Request) -> Stop | None:
         if len(contexts) != count:
             raise RequestRefused(Errno.EINVAL, "a context is named twice, or was not negotiated")
         _check(session, request, _RULES[Command.BLOCK_STATUS])
-        _answer_status(session, request, contexts)
+        stop = _answer_status(session, request, contexts)
     except (RemoteCopyError, RequestRefused) as refused:
         session.fail(request.command, request.cookie, refused)
+        stop = None
     session.skip(len(message))
-    return None
+    return stop
 
 
 def _check_write(session: Transmission, request: Request, overhead: int) -> None:
@@ -293,11 +296,10 @@ def _cache(session: Transmission, request: Request) -> Stop | None:
 
 
 def _block_status(session: Transmission, request: Request) -> Stop | None:
-    _answer_status(session, request, session.contexts)
-    return None
+    return _answer_status(session, request, session.contexts)
 
 
-def _answer_status(session: Transmission, request: Request, contexts: Sequence[Context]) -> None:
+def _answer_status(session: Transmission, request: Request, contexts: Sequence[Context]) -> Stop | None:
     framing = session.framing
     if not contexts or not isinstance(framing, ChunkFraming):
         raise RequestRefused(Errno.EINVAL, "no metadata context was negotiated")
@@ -313,6 +315,7 @@ def _answer_status(session: Transmission, request: Request, contexts: Sequence[C
         answers.append((context, states[:1] if request.flags & _REQ_ONE else states))
     _count(session, request)
     session.put(framing.block_status(request.cookie, answers))
+    return Stop.TURN if length > _STATUS_TURN else None
 
 
 _RULES: Final[dict[int, _Rule]] = {

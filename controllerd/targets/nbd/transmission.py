@@ -41,6 +41,8 @@ Reply = bytes | memoryview
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
 _FLUSH: Final = int(Command.FLUSH)
+_TURN: Final = range(1024)
+"""Requests handled before others get their turn: milliseconds, however many small ones a chunk holds."""
 REPLY_BUFFER: Final = (256 << 10) + (16 << 10)
 """Bytes of an ordinary reply buffer: two reads of 128 KiB or 63 of 4 KiB, with their headers."""
 
@@ -165,7 +167,10 @@ class Transmission:
         room = len(reply)
         reads = read_bytes = writes = write_bytes = sequence = 0
         stop: Stop | None = Stop.INPUT
-        while end - position >= header_size:
+        last = end - header_size
+        for _ in _TURN:
+            if position > last:
+                break
             head, cookie, offset, length = unpack(chunk, position)
             if extended:
                 cookie += chunk[position + EXTENDED_OFFSET : position + EXTENDED_LENGTH]
@@ -222,6 +227,8 @@ class Transmission:
                 stop = Stop.OUTPUT if self._output_bytes >= self.limits.output_max else Stop.INPUT
                 if stop is Stop.OUTPUT:
                     break
+        else:
+            stop = Stop.TURN
         receive.position = position
         self._reply_used = used
         if reads:

@@ -62,6 +62,24 @@ def test_holes_are_what_takes_no_space() -> None:
     machine.destroy()
 
 
+def test_extents_are_the_same_however_they_are_looked_up() -> None:
+    """A short range is looked up by its own blocks, a long one by those of the cache."""
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        volume = system.volume("v0")
+        for region in (1, 2, 5, 15):
+            put(system, "v0", region * REGION + 8192, b"x" * 30_000)
+        regions = [length // REGION * [hole] for length, hole in volume.extents(0, SIZE)]
+        whole = [hole for run in regions for hole in run]
+        assert [number for number, hole in enumerate(whole) if not hole] == [1, 2, 5, 15]
+        for region, hole in enumerate(whole):
+            assert volume.extents(region * REGION + 512, 4096) == [(4096, hole)]
+
+    live(machine, scenario)
+    machine.destroy()
+
+
 @pytest.mark.parametrize("turns", range(6))
 def test_write_staged_while_its_region_is_given_back_keeps_it(turns: int) -> None:
     """A connection in a commit round stages in one turn of the loop and commits in a later one."""

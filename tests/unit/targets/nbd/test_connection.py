@@ -204,3 +204,13 @@ async def test_long_range_of_zeroes_leaves_turns_to_others() -> None:
         await turn()
     assert set(desk.got()) == {1, 2}
     assert desk.transport.reading
+
+
+async def test_client_that_takes_much_data_leaves_turns_to_others() -> None:
+    desk = Desk()
+    length = 64 * KIB
+    desk.receive(*(request(client.READ, n, 0, length) for n in range(8)))
+    assert len(desk.got()) < 8
+    for _ in range(8):
+        await turn()
+    assert desk.transport.reading

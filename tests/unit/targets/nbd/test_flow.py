@@ -7,10 +7,12 @@ import pytest
 from controllerd.model.errors import (
     DiskFailed,
 )
+from controllerd.targets.nbd.contexts import ALLOCATION
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.settings import KIB, Limits
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import request
+from tests.unit.targets.nbd.fake_storage import vast_volume
 from tests.unit.targets.nbd.host import PATTERN, SMALL, Host
 
 # ---- what makes parsing stop ------------------------------------------------------------
@@ -125,3 +127,26 @@ def test_stopping_server_refuses_everything_new(host: Host) -> None:
     )
     assert {reply.error for reply in replies.values()} == {client.ESHUTDOWN}
     assert len(replies) == 5
+
+
+def test_many_small_requests_leave_turns_to_others(host: Host) -> None:
+    count = 2500
+    host.replies.reads = dict.fromkeys(range(count), 1)
+    replies = host.send(b"".join(host.request(client.READ, n, n, 1) for n in range(count)))
+    assert len(replies) == 1024
+    turns = 0
+    while host.stopped(Stop.TURN):
+        turns += 1
+        host.go_on()
+    assert turns >= 1
+    replies.update(host.take())
+    assert sorted(replies) == list(range(count))
+
+
+def test_block_status_of_a_long_range_leaves_a_turn_to_others() -> None:
+    host = Host(vast_volume(1 << 40), contexts=(ALLOCATION,))
+    replies = host.send(request(client.STATUS, 1, 0, 1 << 30), request(client.FLUSH, 2))
+    assert set(replies) == {1}
+    assert host.stopped(Stop.TURN)
+    host.go_on()
+    assert set(host.take()) == {2}
