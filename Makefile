@@ -8,7 +8,7 @@ ARGS ?=
 # Test processes; two, since the tests wait more than they compute.
 JOBS ?= 2
 
-.PHONY: help setup demo test quick guest lint style types imports format bench clean
+.PHONY: help setup demo test quick guest fuzz lint style types imports format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ quick: ## Run the tests that take a moment
 guest: ## Run only the tests with a real kernel's clients
 	@deploy/setup test
 	@$(BIN)/python -m pytest -m guest $(ARGS)
+
+fuzz: ## Fuzz what comes from outside, a minute for each target (ARGS="--seconds 600 nbd_handshake")
+	@deploy/setup test
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: style imports types ## Run all static checks, the fast ones first
 

@@ -128,7 +128,7 @@ class Destager:
         for count, region in enumerate(sorted(layers.frozen_zeroed), 1):
             if not volume.map[region]:
                 continue
-            if _has_blocks(layers, region):
+            if _has_blocks(layers, region) or self._group.stages(volume, region):
                 disk, offset = volume.pool.locate(volume.map[region])
                 await self._put(disk, partial(disk.file.zero, offset, volume.pool.region_size))
             else:

@@ -296,18 +296,20 @@ class Group:
         no_hole: bool = False,
         carried: int | None = None,
     ) -> int:
-        """Stage making a range read as zeros; ``no_hole`` keeps its space reserved. Returns the sequence number.
+        """Stage making a range read as zeros; returns the sequence number.
+
+        ``no_hole``: the range is to have its space, now and later, so zeros are written like any other data; then
+        ``length`` bytes of memory are taken.
 
         Raises: as `stage_write`.
         """
+        if no_hole:
+            return self.stage_write(volume, offset, memoryview(bytes(length)), carried)
         if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != "read-write":
             raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
         if self._iov_size + HEADER_SIZE * (2 + length // MAX_RANGE) > self.journal.room:
             raise self._no_room(HEADER_SIZE)
-        if no_hole:
-            volume.reserve(offset >> volume.shift, (offset + length - 1) >> volume.shift)
-        else:
-            reserve_edges(volume, offset, length)
+        reserve_edges(volume, offset, length)
         kind = Kind.TRIM if trim else Kind.ZEROES
         sequence = self._next
         for start in range(0, length, MAX_RANGE):
@@ -391,6 +393,15 @@ class Group:
         else:
             self._received.append(Entry(self._next, time, int(kind), key, offset, length, 0, None))
         return self._next
+
+    def stages(self, volume: Volume, region: int) -> bool:
+        """Whether anything staged and not committed touches a region of a volume: it needs the region's space."""
+        low = region << volume.shift
+        high = low + (1 << volume.shift)
+        return any(
+            other is volume and offset < high and offset + length > low
+            for other, _, offset, length, _, _, _ in self._staged
+        )
 
     def commit(self) -> None:
         """Journal what was staged since the last commit, with one write; then it is readable (at a primary).

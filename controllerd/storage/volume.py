@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from controllerd.model.access import Client, Grant, Rules, grant
 from controllerd.model.errors import BadOrder, Corrupt, DiskFailed
-from controllerd.storage.layers import BLOCK_SHIFT, Layers
+from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers
 from controllerd.storage.pools import Pool
 
 if TYPE_CHECKING:
@@ -296,16 +296,26 @@ class Volume:
             position = stop
         return pieces
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether no part of the range takes space on a disk; it reads as zeros then.
+
+        A region that was written, but trimmed since, counts as a hole from the next destage on.
+        """
+        entries, shift = self.map, self.shift
+        first = offset >> shift
+        if entries[first] or self.group.read_error is not None:
+            return False
+        return not any(entries[first + 1 : (offset + length - 1 >> shift) + 1])
+
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """Return (length, reads as zeros and takes no space) runs that cover the range exactly."""
         shift = self.shift
         layers = self.layers
-        per_region = shift - BLOCK_SHIFT
+        per_region = 1 << shift - BLOCK_SHIFT
         runs: list[tuple[int, bool]] = []
         position = offset
         end = offset + length
-        cached = {block >> per_region for block in layers.active}
-        frozen = {block >> per_region for block in layers.frozen}
+        cached, frozen = (_regions(layer, offset, end, per_region) for layer in (layers.active, layers.frozen))
         while position < end:
             region = position >> shift
             stop = min(region + 1 << shift, end)
@@ -323,3 +333,10 @@ class Volume:
                 runs.append((stop - position, hole))
             position = stop
         return runs
+
+
+def _regions(blocks: Blocks, offset: int, end: int, per_region: int) -> set[int]:
+    """Return the regions from byte ``offset`` to ``end`` that ``blocks`` has something of (and perhaps others)."""
+    wanted = range(offset >> BLOCK_SHIFT, (end - 1 >> BLOCK_SHIFT) + 1)
+    present = filter(blocks.__contains__, wanted) if len(wanted) < len(blocks) else blocks
+    return {block // per_region for block in present}

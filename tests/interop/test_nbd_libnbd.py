@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -250,50 +248,3 @@ def test_stop_with_a_client_connected_is_orderly(nbd_own: NbdServed) -> None:
     nbd_own.stop()
     with pytest.raises(nbd.Error):
         handle.pread(10, 0)
-
-
-# ---- the same requests to others -------------------------------------------------------------------------
-
-
-def test_random_requests_have_the_same_results_as_with_nbdkit(connect: Connect, nbd_shared: NbdServed) -> None:
-    """Contents and errors are equal; nbdkit's memory plugin is the reference."""
-    path = nbd_shared.directory / "nbdkit.sock"
-    with subprocess.Popen(["nbdkit", "--foreground", "--unix", str(path), "memory", "64M"]) as reference:
-        try:
-            while not path.exists():
-                time.sleep(0.01)
-            other = nbd.NBD()
-            other.set_strict_mode(ALL_CHECKS_OFF)
-            other.connect_unix(str(path))
-            ours = connect(strict=False)
-            ours.trim(64 * MIB, 0)
-            _compare(ours, other, random.Random(7))
-            other.shutdown()
-        finally:
-            reference.terminate()
-
-
-def _compare(ours: Any, other: Any, rng: random.Random) -> None:
-    for _ in range(400):
-        offset = rng.choice([rng.randrange(64 * MIB), rng.randrange(16) * 4096, 64 * MIB - 4096])
-        length = rng.choice([1, 511, 512, 4096, 10_000, 65_536, 200_000])
-        order = rng.choice(["pwrite", "pwrite", "pread", "pread", "zero", "trim", "flush"])
-        results = []
-        data = rng.randbytes(length)
-        for handle in (ours, other):
-            try:
-                if order == "pwrite":
-                    results.append(handle.pwrite(data, offset))
-                elif order == "pread":
-                    results.append(handle.pread(length, offset))
-                elif order == "zero":
-                    results.append(handle.zero(length, offset))
-                elif order == "trim":
-                    results.append(handle.trim(length, offset))
-                else:
-                    results.append(handle.flush())
-            except nbd.Error as error:
-                results.append(error.errno)
-        assert results[0] == results[1], (order, offset, length)
-    for offset in range(0, 64 * MIB, 8 * MIB):
-        assert ours.pread(8 * MIB, offset) == other.pread(8 * MIB, offset)

@@ -8,17 +8,19 @@ Source: proto.md, "Request types", "Error values"; spec §3.4 (write time in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from controllerd.model.errors import RemoteCopyError
+from controllerd.targets.nbd.contexts import Context
 from controllerd.targets.nbd.errors import RequestRefused
 from controllerd.targets.nbd.events import Stop
-from controllerd.targets.nbd.payloads import Payload
-from controllerd.targets.nbd.replies import block_status, empty_read, failure
+from controllerd.targets.nbd.framing import ChunkFraming
+from controllerd.targets.nbd.payloads import Payload, Zeroing, stage_zeroes
+from controllerd.targets.nbd.settings import MIB
 from controllerd.targets.nbd.wire import (
-    REQUEST_MAGIC,
-    REQUEST_SIZE,
+    EFFECT_LENGTH,
+    U32,
     WRITE_TIME,
     WRITE_TIME_SIZE,
     Command,
@@ -36,10 +38,16 @@ _REQ_ONE: Final = int(CommandFlag.REQ_ONE)
 _NO_HOLE: Final = int(CommandFlag.NO_HOLE)
 _FAST_ZERO: Final = int(CommandFlag.FAST_ZERO)
 _STATUS_ALIGNMENT: Final = 64 << 10
+_STATUS_TURN: Final = 4 * MIB
+"""Looking through a longer range takes long enough for others to get a turn before the next request."""
+_ZEROES_STEP: Final = 256 * MIB
+"""Range of zeros staged at once: a record, and a set of regions that takes milliseconds to make."""
+_PORTABLE_PAYLOAD: Final = 32 * MIB
+"""A payload up to this is no attack, whatever was advertised (proto.md, "Size constraints")."""
 
 
 class Request(NamedTuple):
-    """One request's header; ``offset`` and ``length`` in bytes."""
+    """One request's header; ``offset`` and ``length`` in bytes. ``cookie`` is a token (framing.py)."""
 
     command: int
     flags: int
@@ -63,23 +71,22 @@ def handle(session: Transmission, head: int, cookie: bytes, offset: int, length:
     Returns a reason to stop parsing, or None. `Stop.INPUT` (more of it has to arrive) and
     `Stop.GROUP` (it changes data, and the group takes no writes) leave the position where it is.
     """
-    if head >> 32 != REQUEST_MAGIC:
+    framing = session.framing
+    if head >> 32 != framing.magic:
         session.fault = "client sent something that is not an NBD request"
         return Stop.END
     request = Request(head & 0xFFFF, head >> 16 & 0xFFFF, cookie, offset, length)
-    if request.command == Command.WRITE:
-        return _write(session, request)
     if request.command == Command.DISC:
-        session.skip(REQUEST_SIZE)
+        session.skip(framing.request_size)
         return Stop.END
-    rule = _RULES.get(request.command)
-    if rule is None:
-        session.skip(REQUEST_SIZE)
-        session.counters.unknown += 1
-        error = RequestRefused(Errno.EINVAL, f"command {request.command} is not known")
-        session.put(failure(cookie, error, structured=session.structured))
-        return None
+    if request.command == Command.WRITE and request.flags & framing.payload_flag == framing.payload_flag:
+        return _write(session, request)
+    if request.flags & framing.payload_flag:
+        return _with_payload(session, request)
     try:
+        rule = _RULES.get(request.command)
+        if rule is None:
+            raise RequestRefused(Errno.EINVAL, f"command {request.command} is not known")
         _check(session, request, rule)
         if rule.changes and length and not session.group.accepting:
             return Stop.GROUP
@@ -87,7 +94,7 @@ def handle(session: Transmission, head: int, cookie: bytes, offset: int, length:
     except (RemoteCopyError, RequestRefused) as error:
         session.fail(request.command, cookie, error)
         stop = None
-    session.skip(REQUEST_SIZE)
+    session.skip(framing.request_size)
     return stop
 
 
@@ -117,40 +124,42 @@ def _count(session: Transmission, request: Request) -> None:
     session.counters.byte_counts[request.command] += request.length
 
 
-# ---- WRITE ---------------------------------------------------------------------------
+# ---- requests with a payload -----------------------------------------------------------
 
 
 def _write(session: Transmission, request: Request) -> Stop | None:
     """Serve a WRITE that the hot pass left: with flags, a write time, no or much data, or one that is refused."""
     length = request.length
     overhead = WRITE_TIME_SIZE if session.carries_time else 0
-    if length > session.limits.drain_max:
-        session.fault = f"client sent a WRITE of {length} bytes"
-        return Stop.END
     try:
         _check_write(session, request, overhead)
     except RequestRefused as error:
-        session.skip(REQUEST_SIZE)
-        session.payload = Payload(request.cookie, request.offset, length, None, durable=False, error=error)
-        return None
+        return _drain(session, request, error)
+    header_size = session.framing.request_size
     if not length:
-        session.skip(REQUEST_SIZE)
+        session.skip(header_size)
         _finish_write(session, request)
         return None
     if not session.group.accepting:
         return Stop.GROUP
     long = length - overhead > session.limits.piece_max
-    message = session.peek(REQUEST_SIZE + (overhead if long else length))
+    message = session.peek(header_size + (overhead if long else length))
     if message is None:
         return Stop.INPUT
-    carried = WRITE_TIME.unpack_from(message, REQUEST_SIZE)[0] if overhead else None
+    carried = WRITE_TIME.unpack_from(message, header_size)[0] if overhead else None
     session.skip(len(message))
     if long:
-        durable = bool(request.flags & _FUA)
-        session.payload = Payload(request.cookie, request.offset, length - overhead, carried, durable=durable)
+        session.unfinished = Payload(
+            Command.WRITE,
+            request.cookie,
+            request.offset,
+            length - overhead,
+            carried,
+            durable=bool(request.flags & _FUA),
+        )
         return None
     try:
-        data = message[REQUEST_SIZE + overhead :]
+        data = message[header_size + overhead :]
         session.retain(session.group.stage_write(session.volume, request.offset, data, carried), len(data))
     except RemoteCopyError as error:
         session.fail(Command.WRITE, request.cookie, error)
@@ -160,10 +169,54 @@ def _write(session: Transmission, request: Request) -> Stop | None:
     return None
 
 
+def _drain(session: Transmission, request: Request, error: RequestRefused) -> Stop | None:
+    """Refuse a request after its payload was thrown away; one that is too long for that ends the session."""
+    limits = session.limits
+    most = limits.drain_max
+    if session.framing.extended:
+        # Such clients know the limit, and the document wants more than that to end the session.
+        most = min(most, max(limits.payload_max, _PORTABLE_PAYLOAD) + WRITE_TIME_SIZE)
+    if request.length > most:
+        session.fault = f"client sent {request.length} bytes with command {request.command}"
+        return Stop.END
+    session.skip(session.framing.request_size)
+    session.unfinished = Payload(request.command, request.cookie, request.offset, request.length, error=error)
+    return None
+
+
+def _with_payload(session: Transmission, request: Request) -> Stop | None:
+    """Serve a request other than WRITE that has a payload: BLOCK_STATUS of some of the contexts."""
+    if request.command != Command.BLOCK_STATUS:
+        error = RequestRefused(Errno.EINVAL, f"command {request.command} takes no payload")
+        return _drain(session, request, error)
+    count, rest = divmod(request.length - EFFECT_LENGTH.size, U32.size)
+    if rest or not 0 < count <= len(session.contexts):
+        error = RequestRefused(Errno.EINVAL, f"{request.length} bytes do not name negotiated contexts")
+        return _drain(session, request, error)
+    header_size = session.framing.request_size
+    message = session.peek(header_size + request.length)
+    if message is None:
+        return Stop.INPUT
+    (effect,) = EFFECT_LENGTH.unpack_from(message, header_size)
+    numbers = [number for (number,) in U32.iter_unpack(message[header_size + EFFECT_LENGTH.size :])]
+    request = request._replace(length=effect, flags=request.flags & ~session.framing.payload_flag)
+    contexts = [context for context in session.contexts if context.number in numbers]
+    try:
+        if len(contexts) != count:
+            raise RequestRefused(Errno.EINVAL, "a context is named twice, or was not negotiated")
+        _check(session, request, _RULES[Command.BLOCK_STATUS])
+        stop = _answer_status(session, request, contexts)
+    except (RemoteCopyError, RequestRefused) as refused:
+        session.fail(request.command, request.cookie, refused)
+        stop = None
+    session.skip(len(message))
+    return stop
+
+
 def _check_write(session: Transmission, request: Request, overhead: int) -> None:
     if session.stopping:
         raise RequestRefused(Errno.ESHUTDOWN, "server is stopping")
-    if request.flags & ~_FUA:
+    if request.flags & ~(_FUA | session.framing.payload_flag):
         raise RequestRefused(Errno.EINVAL, f"flags {request.flags:#x} are not allowed with WRITE")
     if overhead and request.length <= overhead:
         raise RequestRefused(Errno.EINVAL, "payload must be a write time of 8 bytes and data")
@@ -180,15 +233,20 @@ def _finish_write(session: Transmission, request: Request) -> None:
 # ---- the other commands ------------------------------------------------------------------
 
 
+def _bare_write(_session: Transmission, _request: Request) -> Stop | None:
+    raise RequestRefused(Errno.EINVAL, "with extended headers, WRITE must have the flag PAYLOAD_LEN")
+
+
 def _read(session: Transmission, request: Request) -> Stop | None:
+    framing = session.framing
     whole = bool(request.flags & _DF)
-    if whole and not session.structured:
+    if whole and not framing.chunked:
         raise RequestRefused(Errno.EINVAL, "flag DF needs structured replies")
     if request.length > session.limits.payload_max:
-        errno = Errno.EOVERFLOW if session.structured else Errno.EINVAL
+        errno = Errno.EOVERFLOW if framing.chunked else Errno.EINVAL
         raise RequestRefused(errno, f"at most {session.limits.payload_max} bytes can be read at once")
     if not request.length:
-        session.put(empty_read(request.cookie, structured=session.structured))
+        session.put(framing.empty_read(request.cookie))
         return None
     enough = session.read_slowly(request.cookie, request.offset, request.length, whole=whole)
     return Stop.PENDING if enough else None
@@ -203,17 +261,29 @@ def _flush(session: Transmission, request: Request) -> Stop | None:
 
 
 def _zero(session: Transmission, request: Request) -> Stop | None:
-    """TRIM and WRITE_ZEROES. A range of zeros is one journal record, so FAST_ZERO never has to be refused."""
-    if request.length:
-        sequence = session.group.stage_zeroes(
-            session.volume,
+    """TRIM and WRITE_ZEROES.
+
+    A range of zeros is one journal record and gives its space back, so it is fast. NO_HOLE is not: the space has to be
+    provisioned, and storage does that by writing zeros.
+    """
+    no_hole = bool(request.flags & _NO_HOLE)
+    if no_hole and request.flags & _FAST_ZERO:
+        raise RequestRefused(Errno.ENOTSUP, "zeros that keep their space are as slow as a WRITE")
+    step = session.limits.piece_max if no_hole else _ZEROES_STEP
+    if request.length > step:
+        session.unfinished = Zeroing(
+            request.command,
+            request.cookie,
             request.offset,
             request.length,
-            trim=request.command == Command.TRIM,
-            no_hole=bool(request.flags & _NO_HOLE),
+            step,
+            no_hole=no_hole,
+            durable=bool(request.flags & _FUA),
         )
-        session.staged(sequence, 0)
-    _count(session, request)
+        return None
+    if request.length:
+        stage_zeroes(session, request.command, request.offset, request.length, no_hole=no_hole)
+    session.counters.requests[request.command] += 1
     _finish_write(session, request)
     return None
 
@@ -226,7 +296,12 @@ def _cache(session: Transmission, request: Request) -> Stop | None:
 
 
 def _block_status(session: Transmission, request: Request) -> Stop | None:
-    if not session.contexts:
+    return _answer_status(session, request, session.contexts)
+
+
+def _answer_status(session: Transmission, request: Request, contexts: Sequence[Context]) -> Stop | None:
+    framing = session.framing
+    if not contexts or not isinstance(framing, ChunkFraming):
         raise RequestRefused(Errno.EINVAL, "no metadata context was negotiated")
     offset, length = request.offset, request.length
     if not length:
@@ -235,16 +310,17 @@ def _block_status(session: Transmission, request: Request) -> Stop | None:
     if length > limit:
         length = limit - (offset + limit) % _STATUS_ALIGNMENT
     answers = []
-    for context in session.contexts:
+    for context in contexts:
         states = context.states(session.volume, offset, length)
         answers.append((context, states[:1] if request.flags & _REQ_ONE else states))
     _count(session, request)
-    session.put(block_status(request.cookie, answers))
-    return None
+    session.put(framing.block_status(request.cookie, answers))
+    return Stop.TURN if length > _STATUS_TURN else None
 
 
 _RULES: Final[dict[int, _Rule]] = {
     Command.READ: _Rule(_read, _FUA | _DF, Errno.EINVAL, changes=False),
+    Command.WRITE: _Rule(_bare_write, _FUA, Errno.ENOSPC, changes=True),
     Command.FLUSH: _Rule(_flush, _FUA, Errno.EINVAL, changes=False),
     Command.TRIM: _Rule(_zero, _FUA, Errno.EINVAL, changes=True),
     Command.CACHE: _Rule(_cache, _FUA, Errno.EINVAL, changes=False),

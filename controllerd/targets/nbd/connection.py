@@ -199,8 +199,6 @@ class Session(asyncio.BufferedProtocol):
         self._running = True
         try:
             stop = self._advance()
-            while stop is Stop.OUTPUT and not self._paused:
-                stop = self._advance()
         except Exception as error:
             # A bug, here or in storage: it costs this connection, nobody else.
             self.abort(f"internal error: {error!r}")
@@ -214,6 +212,8 @@ class Session(asyncio.BufferedProtocol):
         if stop is Stop.GROUP and not self._waits_for_group:
             self._waits_for_group = True
             self.machine.group.when_accepting(self._group_accepts)
+        elif stop is Stop.TURN or (stop is Stop.OUTPUT and not self._paused):
+            self._loop.call_soon(self._run)
         elif stop is Stop.END:
             self._end()
 

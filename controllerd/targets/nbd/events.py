@@ -16,9 +16,11 @@ class Stop(enum.Enum):
     INPUT = "input"
     """Nothing complete is left: call again after more was received."""
     OUTPUT = "output"
-    """Many replies are gathered: call again when ``out`` was sent and the client takes more."""
+    """Many replies are gathered: call again in a turn in which ``out`` was sent and the client takes more."""
     GROUP = "group"
     """The group takes no writes now: call again from its `when_accepting`. Receive nothing until then."""
+    TURN = "turn"
+    """Others have waited long enough: call again in the loop's next turn. Receive nothing until then."""
     PENDING = "pending"
     """Many requests wait: call again when `wake` was called. Receive nothing until then."""
     END = "end"
@@ -28,7 +30,10 @@ class Stop(enum.Enum):
 
 @dataclass(slots=True)
 class SlowRead:
-    """A read that leaves the pass. ``whole``: its reply must not be split. ``memory``: bytes it takes while served."""
+    """A read that leaves the pass. ``cookie`` is a token (framing.py).
+
+    ``whole``: its reply must not be split. ``memory``: bytes it takes while served.
+    """
 
     cookie: bytes
     offset: int

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from controllerd.targets.nbd.contexts import Context, listed, selected
+from controllerd.targets.nbd.framing import EXTENDED, SIMPLE, STRUCTURED, Framing
 from controllerd.targets.nbd.ports import ExportTable, Volume
 from controllerd.targets.nbd.settings import Limits, TlsMode
 from controllerd.targets.nbd.wire import (
@@ -67,7 +68,7 @@ class Agreed:
 
     volume: Volume
     flags: ExportFlag
-    structured: bool
+    framing: Framing
     contexts: tuple[Context, ...]
 
 
@@ -79,8 +80,8 @@ class _Refused(Exception):
         self.reply = reply
 
 
-def export_flags(volume: Volume, *, structured: bool) -> ExportFlag:
-    """Return what a volume can do, for a client with or without structured replies."""
+def export_flags(volume: Volume, framing: Framing, contexts: tuple[Context, ...]) -> ExportFlag:
+    """Return what a volume can do, for a client that has negotiated ``framing`` and ``contexts``."""
     flags = (
         ExportFlag.HAS_FLAGS
         | ExportFlag.SEND_FLUSH
@@ -91,8 +92,10 @@ def export_flags(volume: Volume, *, structured: bool) -> ExportFlag:
         | ExportFlag.CAN_MULTI_CONN
         | ExportFlag.SEND_CACHE
     )
-    if structured:
+    if framing.chunked:
         flags |= ExportFlag.SEND_DF
+    if framing.extended and contexts:
+        flags |= ExportFlag.BLOCK_STATUS_PAYLOAD
     if not volume.writable:
         flags |= ExportFlag.READ_ONLY
     return flags
@@ -121,7 +124,7 @@ class Negotiation:
         self._secure = secure
         self._no_zeroes = False
         self._fixed = False
-        self._structured = False
+        self._framing: Framing = SIMPLE
         self._contexts: tuple[Context, ...] = ()
         self._contexts_of: str | None = None
         self._input = bytearray()
@@ -135,6 +138,7 @@ class Negotiation:
             Option.INFO: lambda data: self._info(Option.INFO, data),
             Option.GO: lambda data: self._info(Option.GO, data),
             Option.STRUCTURED_REPLY: self._structured_reply,
+            Option.EXTENDED_HEADERS: self._extended_headers,
             Option.LIST_META_CONTEXT: lambda data: self._meta_context(Option.LIST_META_CONTEXT, data),
             Option.SET_META_CONTEXT: lambda data: self._meta_context(Option.SET_META_CONTEXT, data),
         }
@@ -174,7 +178,7 @@ class Negotiation:
     def tls_started(self) -> None:
         """TLS is up: go on with options, as if nothing had been negotiated before."""
         self._secure = True
-        self._structured = False
+        self._framing = SIMPLE
         self._contexts, self._contexts_of = (), None
         self.state = State.OPTIONS
 
@@ -211,8 +215,11 @@ class Negotiation:
             return False
         data = bytes(self._input[OPTION.size : OPTION.size + length])
         del self._input[: OPTION.size + length]
+        return self._answered(option, lambda: self._dispatch(option, data))
+
+    def _answered(self, option: int, handle: Callable[[], None]) -> bool:
         try:
-            self._dispatch(option, data)
+            handle()
         except _Refused as refused:
             self._reply(option, refused.reply, str(refused).encode())
         return self.state is State.OPTIONS
@@ -225,23 +232,38 @@ class Negotiation:
         present = min(length, len(self._input) - OPTION.size)
         del self._input[: OPTION.size + present]
         self._skip = length - present
-        self._reply(option, Rep.ERR_TOO_BIG, b"option has more data than this server looks at")
-        return True
+        return self._answered(option, lambda: self._refuse_size(option))
 
-    def _dispatch(self, option: int, data: bytes) -> None:
+    def _refuse_size(self, option: int) -> None:
+        if not self._admitted(option):
+            return
+        if option == Option.ABORT:  # whatever comes with it
+            self._abort(b"")
+            return
+        unknown = option not in self._handlers
+        raise _Refused(Rep.ERR_UNSUP if unknown else Rep.ERR_TOO_BIG, "option has more data than this server looks at")
+
+    def _admitted(self, option: int) -> bool:
+        """Whether an option may be looked at now; False: the connection is closed.
+
+        Raises:
+            _Refused: not now.
+        """
         if not self._fixed and option != Option.EXPORT_NAME:
             self._close("client without fixed newstyle sent an option other than EXPORT_NAME")
+        elif self._tls == "require" and not self._secure and option not in (Option.STARTTLS, Option.ABORT):
+            if option != Option.EXPORT_NAME:
+                raise _Refused(Rep.ERR_TLS_REQD, "this server requires TLS")
+            self._close("EXPORT_NAME before TLS, which is required")
+        elif self.stopping and option != Option.ABORT:
+            if option != Option.EXPORT_NAME:
+                raise _Refused(Rep.ERR_SHUTDOWN, "server is stopping")
+            self._close("server is stopping")
+        return self.state is not State.CLOSED
+
+    def _dispatch(self, option: int, data: bytes) -> None:
+        if not self._admitted(option):
             return
-        if self._tls == "require" and not self._secure and option not in (Option.STARTTLS, Option.ABORT):
-            if option == Option.EXPORT_NAME:
-                self._close("EXPORT_NAME before TLS, which is required")
-                return
-            raise _Refused(Rep.ERR_TLS_REQD, "this server requires TLS")
-        if self.stopping and option != Option.ABORT:
-            if option == Option.EXPORT_NAME:
-                self._close("server is stopping")
-                return
-            raise _Refused(Rep.ERR_SHUTDOWN, "server is stopping")
         handler = self._handlers.get(option)
         if handler is None:
             raise _Refused(Rep.ERR_UNSUP, f"option {option} is not known")
@@ -277,10 +299,20 @@ class Negotiation:
 
     def _structured_reply(self, data: bytes) -> None:
         _want_no_data(data)
-        self._structured = True
+        if self._framing.extended:
+            raise _Refused(Rep.ERR_EXT_HEADER_REQD, "extended headers are negotiated already, and include them")
+        self._framing = STRUCTURED
         self._reply(Option.STRUCTURED_REPLY, Rep.ACK)
 
+    def _extended_headers(self, data: bytes) -> None:
+        _want_no_data(data)
+        self._framing = EXTENDED
+        self._reply(Option.EXTENDED_HEADERS, Rep.ACK)
+
     def _export_name(self, data: bytes) -> None:
+        if self._framing.extended:
+            self._close("EXPORT_NAME after extended headers, which need GO")
+            return
         try:
             name = _name(data)
             volume = self._find(name)
@@ -288,7 +320,7 @@ class Negotiation:
             # There is no error reply to EXPORT_NAME.
             self._close(str(refused))
             return
-        flags = export_flags(volume, structured=self._structured)
+        flags = export_flags(volume, self._framing, self._contexts_for(name))
         answer = EXPORT_ANSWER.pack(volume.size, flags)
         self._output.append(answer if self._no_zeroes else answer + EXPORT_ANSWER_PADDING)
         self._finish(name, volume, flags)
@@ -304,7 +336,7 @@ class Negotiation:
         wanted = {U16.unpack_from(data, position + U16.size * index)[0] for index in range(count)}
         export = _name(name)
         volume = self._find(export)
-        flags = export_flags(volume, structured=self._structured)
+        flags = export_flags(volume, self._framing, self._contexts_for(export))
         self._reply(option, Rep.INFO, INFO_EXPORT_ITEM.pack(Info.EXPORT, volume.size, flags))
         if Info.NAME in wanted:
             self._reply(option, Rep.INFO, U16.pack(Info.NAME) + volume.name.encode())
@@ -322,8 +354,8 @@ class Negotiation:
         if option == Option.SET_META_CONTEXT:
             # Every SET replaces what was set before, also one that fails.
             self._contexts, self._contexts_of = (), None
-        if not self._structured:
-            raise _Refused(Rep.ERR_INVALID, "structured replies must be negotiated before contexts")
+        if not self._framing.chunked:
+            raise _Refused(Rep.ERR_INVALID, "structured replies or extended headers must be negotiated before contexts")
         name, position = _counted_string(data, 0)
         if position + U32.size > len(data):
             raise _Refused(Rep.ERR_INVALID, "option ends before its queries")
@@ -357,9 +389,11 @@ class Negotiation:
             )
         return volume
 
+    def _contexts_for(self, name: str) -> tuple[Context, ...]:
+        return self._contexts if name == self._contexts_of else ()
+
     def _finish(self, name: str, volume: Volume, flags: ExportFlag) -> None:
-        contexts = self._contexts if name == self._contexts_of else ()
-        self.result = Agreed(volume, flags, self._structured, contexts)
+        self.result = Agreed(volume, flags, self._framing, self._contexts_for(name))
         self.state = State.DONE
 
     def _reply(self, option: int, reply: Rep, data: bytes = b"") -> None:

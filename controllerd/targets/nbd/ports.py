@@ -115,6 +115,9 @@ class Volume(Protocol):
             RemoteCopyError: the data cannot be had.
         """
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether the whole range reads as zeros and takes no space, as far as that is found out at once."""
+
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """Return (length, is a hole that reads as zeros) runs that cover the range exactly."""
 

@@ -221,7 +221,7 @@ class NbdServer:
         session = Session(self, transport, visitor)
         machine = Transmission(
             volume,
-            structured=agreed.structured,
+            framing=agreed.framing,
             contexts=agreed.contexts,
             limits=self.settings.limits,
             chunks=self._chunks,

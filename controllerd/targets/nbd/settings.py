@@ -89,7 +89,7 @@ class Limits:
     """Replies that are gathered before they are sent and, unless the client takes them, parsing stops."""
     slow_reads_max: int = 8 * MIB
     """Data of reads under way to a disk before parsing stops."""
-    extents_range_max: int = 1 << 30
+    extents_range_max: int = 128 * MIB
     """Range that one BLOCK_STATUS answers; the client asks again for the rest."""
 
     @property

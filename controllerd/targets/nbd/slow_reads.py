@@ -11,30 +11,33 @@ from collections.abc import Awaitable, Callable
 from controllerd.model.errors import RemoteCopyError
 from controllerd.targets.nbd.events import SlowRead
 from controllerd.targets.nbd.transmission import Transmission
-from controllerd.targets.nbd.wire import DATA_CHUNK_SIZE, SIMPLE_REPLY_SIZE
 
 
 async def serve_slowly(session: Transmission, read: SlowRead, drained: Callable[[], Awaitable[None]]) -> None:
     """Answer one slow read. ``drained`` lets others run, and waits until the client takes more data.
 
-    Pieces keep the loop free and the memory bounded; a reply that must not be split is gathered first.
+    Pieces keep the loop free and the memory bounded; a reply that must not be split is gathered first. Pieces that are
+    holes are sent as such.
     """
-    header = DATA_CHUNK_SIZE if session.structured else SIMPLE_REPLY_SIZE
+    volume, header, hole_min = session.volume, session.framing.data_size, session.framing.hole_min
     piece_max = session.limits.piece_max
     reply_max = read.length if read.whole else piece_max
     position, end = read.offset, read.offset + read.length
     try:
         while position < end:
             length = min(reply_max, end - position)
-            buffer = bytearray(header + length)
-            view = memoryview(buffer)[header:]
-            for start in range(0, length, piece_max):
-                piece = view[start : start + piece_max]
-                if start:
-                    await drained()
-                if not session.volume.read_into(piece, position + start):
-                    await session.volume.read(piece, position + start)
-            session.answer_slow(read, buffer, position, length)
+            if length >= hole_min and volume.is_hole(position, length):
+                session.answer_slow(read, None, position, length)
+            else:
+                buffer = bytearray(header + length)
+                view = memoryview(buffer)[header:]
+                for start in range(0, length, piece_max):
+                    piece = view[start : start + piece_max]
+                    if start:
+                        await drained()
+                    if not volume.read_into(piece, position + start):
+                        await volume.read(piece, position + start)
+                session.answer_slow(read, buffer, position, length)
             position += length
             if position < end:
                 session.wake()

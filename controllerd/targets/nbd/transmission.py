@@ -11,9 +11,8 @@ receive memory, reads are filled straight into a reply buffer, and then one comm
 one batch of replies follow. A request leaves the pass only if it has to wait: a read
 that is not in memory, a flush, or a write whose acknowledgement waits for someone.
 
-What a reader would get wrong: replies to writes are simple replies even when structured
-ones were negotiated (allowed for replies without data, and half the bytes), while errors
-and reads are structured then, as the protocol demands.
+What a reader would get wrong: a cookie here is whatever a reply has to repeat of its
+request (framing.py calls it a token); with extended headers that is more than the cookie.
 
 Source: proto.md, "Transmission"; RC ¶26-31 (acknowledge when journaled); spec §3.1, §3.5.
 """
@@ -26,35 +25,24 @@ from typing import Final
 
 from controllerd.model.errors import JournalFailed, RemoteCopyError
 from controllerd.storage.buffers import BufferPool
-from controllerd.targets.nbd import commands, payloads
+from controllerd.targets.nbd import commands
 from controllerd.targets.nbd.contexts import WRITE_TIME, Context
-from controllerd.targets.nbd.counters import Counters
+from controllerd.targets.nbd.counters import COMMANDS, Counters
 from controllerd.targets.nbd.errors import RequestRefused
 from controllerd.targets.nbd.events import SlowRead, Stop
+from controllerd.targets.nbd.framing import ChunkFraming, Framing
+from controllerd.targets.nbd.payloads import Unfinished
 from controllerd.targets.nbd.ports import Volume
 from controllerd.targets.nbd.receive import Receive
-from controllerd.targets.nbd.replies import failure, success
 from controllerd.targets.nbd.settings import Limits
-from controllerd.targets.nbd.wire import (
-    DATA_CHUNK,
-    DATA_CHUNK_SIZE,
-    HEAD_DATA_DONE,
-    HEAD_DATA_MORE,
-    HEAD_READ,
-    HEAD_SIMPLE_OK,
-    HEAD_WRITE,
-    REQUEST,
-    REQUEST_SIZE,
-    SIMPLE_REPLY,
-    SIMPLE_REPLY_SIZE,
-    WRITE_TIME_SIZE,
-    Command,
-)
+from controllerd.targets.nbd.wire import EXTENDED_LENGTH, EXTENDED_OFFSET, WRITE_TIME_SIZE, Command
 
 Reply = bytes | memoryview
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
 _FLUSH: Final = int(Command.FLUSH)
+_TURN: Final = range(1024)
+"""Requests handled before others get their turn: milliseconds, however many small ones a chunk holds."""
 REPLY_BUFFER: Final = (256 << 10) + (16 << 10)
 """Bytes of an ordinary reply buffer: two reads of 128 KiB or 63 of 4 KiB, with their headers."""
 
@@ -66,7 +54,7 @@ class Transmission:
         self,
         volume: Volume,
         *,
-        structured: bool,
+        framing: Framing,
         contexts: Sequence[Context],
         limits: Limits,
         chunks: BufferPool,
@@ -83,7 +71,7 @@ class Transmission:
         self.volume = volume
         self.group = volume.group
         self.size = volume.size
-        self.structured = structured
+        self.framing = framing
         self.contexts = tuple(contexts)
         self.limits = limits
         self.counters = counters
@@ -102,7 +90,8 @@ class Transmission:
         self.staged_through = 0
         """Number of the last write staged and not settled yet; 0: none."""
         self.staged_bytes = 0
-        self.payload: payloads.Payload | None = None
+        self.unfinished: Unfinished | None = None
+        """The request at hand, if it takes more than one step; what comes behind it waits."""
         self._ended = False
         self.wake = wake
         self._replies = replies
@@ -137,12 +126,12 @@ class Transmission:
         self._output_bytes = 0
         stop: Stop | None = None
         while stop is None:
-            stop = self._pass() if self.payload is None else payloads.take(self, self.payload)
+            stop = self._pass() if self.unfinished is None else self.unfinished.go_on(self)
         if self._reply_used:
             self._seal_reply()
         if stop is Stop.INPUT:
             receive = self.input
-            if self.payload is None or receive.end == len(receive.chunk):
+            if self.unfinished is None or receive.end == len(receive.chunk):
                 receive.make_room(self._needed())
         elif stop is Stop.END:
             self._ended = True
@@ -165,25 +154,32 @@ class Transmission:
         """
         receive = self.input
         chunk, view, position, end = receive.chunk, receive.view, receive.position, receive.end
-        volume, group, structured = self.volume, self.group, self.structured
+        volume, group, framing = self.volume, self.group, self.framing
         size = 0 if self.stopping else self.size
         read_max = self._pass_max
         write_max = read_max if group.accepting and not self.carries_time else 0
-        unpack, pack_data, pack_simple = REQUEST.unpack_from, DATA_CHUNK.pack_into, SIMPLE_REPLY.pack_into
+        unpack, header_size = framing.unpack_request, framing.request_size
+        read_head, write_head, hole_min = framing.read_head, framing.write_head, framing.hole_min
+        extended, chunked = framing.extended, framing.chunked
+        pack_data, data_head, data_size = framing.pack_data, framing.data_head, framing.data_size
         stage_write, read_into, done = group.stage_write, volume.read_into, self.done.append
-        header = DATA_CHUNK_SIZE if structured else SIMPLE_REPLY_SIZE
         reply, reply_view, used = self._reply, self._reply_view, self._reply_used
         room = len(reply)
         reads = read_bytes = writes = write_bytes = sequence = 0
         stop: Stop | None = Stop.INPUT
-        while end - position >= REQUEST_SIZE:
+        last = end - header_size
+        for _ in _TURN:
+            if position > last:
+                break
             head, cookie, offset, length = unpack(chunk, position)
-            if head == HEAD_WRITE and 0 < length <= write_max and offset + length <= size:
-                after = position + REQUEST_SIZE + length
+            if extended:
+                cookie += chunk[position + EXTENDED_OFFSET : position + EXTENDED_LENGTH]
+            if head == write_head and 0 < length <= write_max and offset + length <= size:
+                after = position + header_size + length
                 if after > end:
                     break
                 try:
-                    sequence = stage_write(volume, offset, view[position + REQUEST_SIZE : after])
+                    sequence = stage_write(volume, offset, view[position + header_size : after])
                 except RemoteCopyError as error:
                     self.fail(_WRITE, cookie, error)
                 else:
@@ -191,44 +187,48 @@ class Transmission:
                     writes += 1
                     write_bytes += length
                 position = after
-            elif head == HEAD_READ and 0 < length <= read_max and offset + length <= size:
-                after = used + header + length
+            elif head == read_head and 0 < length <= read_max and offset + length <= size:
+                after = used + data_size + length
                 if after > room:
                     self._reply_used = used
-                    self._new_reply(header + length)
+                    self._new_reply(data_size + length)
                     reply, reply_view, used = self._reply, self._reply_view, 0
                     room = len(reply)
-                    after = header + length
+                    after = data_size + length
                     if self._output_bytes >= self.limits.output_max:
                         stop = Stop.OUTPUT
                         break
+                position += header_size
+                if length >= hole_min and volume.is_hole(offset, length):
+                    self.answer_hole(cookie, offset, length)
+                    continue
                 try:
-                    filled = read_into(reply_view[used + header : after], offset)
+                    filled = read_into(reply_view[used + data_size : after], offset)
                 except RemoteCopyError as error:
                     self.fail(_READ, cookie, error)
                 else:
                     if filled:
-                        if structured:
-                            pack_data(reply, used, HEAD_DATA_DONE, cookie, length + 8, offset)
+                        if chunked:
+                            pack_data(reply, used, data_head, cookie, length + 8, offset)
                         else:
-                            pack_simple(reply, used, HEAD_SIMPLE_OK, cookie)
+                            pack_data(reply, used, data_head, cookie)
                         used = after
                         reads += 1
                         read_bytes += length
                     elif self.read_slowly(cookie, offset, length, whole=True):
-                        position += REQUEST_SIZE
                         stop = Stop.PENDING
                         break
-                position += REQUEST_SIZE
             else:
                 receive.position = position
                 stop = commands.handle(self, head, cookie, offset, length)
                 position = receive.position
-                if stop is not None or self.payload is not None:
+                if stop is not None or self.unfinished is not None:
                     break
                 stop = Stop.OUTPUT if self._output_bytes >= self.limits.output_max else Stop.INPUT
                 if stop is Stop.OUTPUT:
                     break
+        else:
+            stop = Stop.TURN
         receive.position = position
         self._reply_used = used
         if reads:
@@ -263,22 +263,37 @@ class Transmission:
 
     def read_slowly(self, cookie: bytes, offset: int, length: int, *, whole: bool) -> bool:
         """Let a read leave the pass; True: that many are under way now that parsing has to stop."""
-        whole = whole or not self.structured
+        whole = whole or not self.framing.chunked
         memory = length if whole else min(length, self.limits.piece_max)
         self.slow_reads.append(SlowRead(cookie, offset, length, whole, memory))
         self.in_flight += 1
         self.slow_bytes += memory
         return self.slow_bytes >= self.limits.slow_reads_max
 
-    def answer_slow(self, read: SlowRead, buffer: bytearray, offset: int, length: int) -> None:
-        """Send ``length`` bytes from byte ``offset`` of the volume; they follow the room for a header in ``buffer``."""
-        if self.structured:
-            last = offset + length == read.offset + read.length
-            head = HEAD_DATA_DONE if last else HEAD_DATA_MORE
-            DATA_CHUNK.pack_into(buffer, 0, head, read.cookie, length + 8, offset)
-        else:
-            SIMPLE_REPLY.pack_into(buffer, 0, HEAD_SIMPLE_OK, read.cookie)
+    def answer_hole(self, cookie: bytes, offset: int, length: int) -> None:
+        """Answer a whole READ with: it is zeros."""
+        assert isinstance(self.framing, ChunkFraming)
+        self.counters.requests[_READ] += 1
         self.counters.byte_counts[_READ] += length
+        self.put(self.framing.hole(cookie, offset, length, done=True))
+
+    def answer_slow(self, read: SlowRead, buffer: bytearray | None, offset: int, length: int) -> None:
+        """Send ``length`` bytes from byte ``offset`` of the volume; they follow the room for a header in ``buffer``.
+
+        No buffer: they are a hole.
+        """
+        framing = self.framing
+        self.counters.byte_counts[_READ] += length
+        if isinstance(framing, ChunkFraming):
+            last = offset + length == read.offset + read.length
+            if buffer is None:
+                self.out.append(framing.hole(read.cookie, offset, length, done=last))
+                return
+            head = framing.data_head if last else framing.data_more_head
+            framing.pack_data(buffer, 0, head, read.cookie, length + 8, offset)
+        else:
+            assert buffer is not None
+            framing.pack_data(buffer, 0, framing.data_head, read.cookie)
         self.out.append(memoryview(buffer))
 
     def end_slow(self, read: SlowRead, error: RemoteCopyError | None) -> None:
@@ -318,13 +333,13 @@ class Transmission:
         if error is not None:
             self._fail_all(_WRITE, done + durable, error)
             self._fail_all(_FLUSH, flushes, error)
-            if self.payload is not None:
-                self.payload.error = self.payload.error or error
+            if self.unfinished is not None:
+                self.unfinished.error = self.unfinished.error or error
             return
         last = group.last_seq
         if done:
             if group.complete_seq >= last:
-                self.out.append(success(done))
+                self.out.append(self.framing.success(done))
             else:
                 self.in_flight += len(done)
                 group.when_complete(last, partial(self._answer, _WRITE, done))
@@ -332,7 +347,7 @@ class Transmission:
             if not cookies:
                 continue
             if group.flushed_seq >= last:
-                self.out.append(success(cookies))
+                self.out.append(self.framing.success(cookies))
             else:
                 self.in_flight += len(cookies)
                 group.when_flushed(last, partial(self._answer, command, cookies))
@@ -340,7 +355,7 @@ class Transmission:
     def _answer(self, command: int, cookies: list[bytes], error: RemoteCopyError | None) -> None:
         self.in_flight -= len(cookies)
         if error is None:
-            self.out.append(success(cookies))
+            self.out.append(self.framing.success(cookies))
         else:
             self._fail_all(command, cookies, error)
         self.wake()
@@ -368,6 +383,17 @@ class Transmission:
         self.staged_through = sequence
         self.staged_bytes += size
 
+    def finish(
+        self, command: int, cookie: bytes, error: RemoteCopyError | RequestRefused | None, *, durable: bool
+    ) -> None:
+        """The unfinished request is through: it is answered with its error, or once its writes are complete."""
+        self.unfinished = None
+        if error is not None:
+            self.fail(command, cookie, error)
+        else:
+            self.counters.requests[command] += 1
+            (self.durable if durable else self.done).append(cookie)
+
     def put(self, reply: bytes) -> None:
         """Add a reply."""
         self.out.append(reply)
@@ -375,23 +401,26 @@ class Transmission:
 
     def fail(self, command: int, cookie: bytes, error: RemoteCopyError | RequestRefused) -> None:
         """Answer a request with an error."""
-        self.counters.requests[command] += 1
-        self.counters.errors[command] += 1
-        self.put(failure(cookie, error, structured=self.structured))
+        if command < COMMANDS:
+            self.counters.requests[command] += 1
+            self.counters.errors[command] += 1
+        else:
+            self.counters.unknown += 1
+        self.put(self.framing.failure(cookie, error))
 
     def _fail_all(self, command: int, cookies: list[bytes], error: RemoteCopyError) -> None:
         for cookie in cookies:
             self.counters.errors[command] += 1
-            self.put(failure(cookie, error, structured=self.structured))
+            self.put(self.framing.failure(cookie, error))
 
     def _needed(self) -> int:
         """Bytes that the incomplete request at hand takes in all."""
-        receive = self.input
-        if receive.end - receive.position < REQUEST_SIZE or self.payload is not None:
-            return REQUEST_SIZE
-        # Only a WRITE that is served in one piece is left lying incomplete.
-        _, _, _, length = REQUEST.unpack_from(receive.chunk, receive.position)
-        return REQUEST_SIZE + min(int(length), self.limits.piece_max + WRITE_TIME_SIZE)
+        receive, framing = self.input, self.framing
+        if receive.end - receive.position < framing.request_size or self.unfinished is not None:
+            return framing.request_size
+        # Only a request with a payload that is taken in one piece is left lying incomplete.
+        _, _, _, length = framing.unpack_request(receive.chunk, receive.position)
+        return framing.request_size + min(int(length), self.limits.piece_max + WRITE_TIME_SIZE)
 
 
 def _nobody() -> None:

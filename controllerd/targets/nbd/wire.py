@@ -7,7 +7,8 @@ All fields are big-endian. Two fields that are always handled together (a magic 
 and the codes behind it) are declared as one u64, so that the hot loop compares and
 packs one number instead of three.
 
-Source: NetworkBlockDevice/nbd, doc/proto.md, "Protocol phases" and "Values".
+Source: NetworkBlockDevice/nbd, doc/proto.md, "Protocol phases" and "Values"; its branch
+extension-ext-header for everything that is called extended here.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Rep(enum.IntEnum):
     ERR_SHUTDOWN = 0x80000007
     ERR_BLOCK_SIZE_REQD = 0x80000008
     ERR_TOO_BIG = 0x80000009
+    ERR_EXT_HEADER_REQD = 0x8000000A
 
 
 class Info(enum.IntEnum):
@@ -127,23 +129,36 @@ class ExportFlag(enum.IntFlag):
     CAN_MULTI_CONN = 1 << 8
     SEND_CACHE = 1 << 10
     SEND_FAST_ZERO = 1 << 11
+    BLOCK_STATUS_PAYLOAD = 1 << 12
 
 
 # ---- transmission --------------------------------------------------------------
 
 REQUEST_MAGIC: Final = 0x25609513
+EXTENDED_REQUEST_MAGIC: Final = 0x21E41C71
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+EXTENDED_REPLY_MAGIC: Final = 0x6E8A278C
 
-# Request, client to server, 28 bytes, then the payload of a WRITE
+# Compact request, client to server, 28 bytes, then the payload of a WRITE
 #  0       4       6      8        16       24       28
 #  +-------+-------+------+--------+--------+--------+------
 #  | magic | flags | type | cookie | offset | length | data
 #  +-------+-------+------+--------+--------+--------+------
 #  `-------- head --------'
 REQUEST: Final = struct.Struct(">Q8sQI")
-REQUEST_SIZE: Final = 28
-assert REQUEST.size == REQUEST_SIZE
+assert REQUEST.size == 28
+
+# Extended request, client to server, 32 bytes, then ``length`` bytes of payload if the flags have PAYLOAD_LEN
+#  0       4       6      8        16       24       32
+#  +-------+-------+------+--------+--------+--------+------
+#  | magic | flags | type | cookie | offset | length | data
+#  +-------+-------+------+--------+--------+--------+------
+#  `-------- head --------'
+EXTENDED_REQUEST: Final = struct.Struct(">Q8sQQ")
+EXTENDED_OFFSET: Final = 16
+EXTENDED_LENGTH: Final = 24
+assert EXTENDED_REQUEST.size == 32
 
 # Simple reply, server to client, 16 bytes, then the data of a successful READ
 #  0       4       8        16
@@ -152,8 +167,7 @@ assert REQUEST.size == REQUEST_SIZE
 #  +-------+-------+--------+------
 #  `---- head -----'
 SIMPLE_REPLY: Final = struct.Struct(">Q8s")
-SIMPLE_REPLY_SIZE: Final = 16
-assert SIMPLE_REPLY.size == SIMPLE_REPLY_SIZE
+assert SIMPLE_REPLY.size == 16
 
 # Structured reply chunk, server to client, 20 bytes and a payload
 #  0       4       6      8        16       20
@@ -166,13 +180,32 @@ assert CHUNK.size == 20
 
 # The same with the u64 offset that begins the payload of OFFSET_DATA, 28 bytes, then the data.
 DATA_CHUNK: Final = struct.Struct(">Q8sIQ")
-DATA_CHUNK_SIZE: Final = 28
-assert DATA_CHUNK.size == DATA_CHUNK_SIZE
+assert DATA_CHUNK.size == 28
 
+# Extended reply chunk, server to client, 32 bytes and a payload; cookie and offset are those of the request
+#  0       4       6      8        16       24       32
+#  +-------+-------+------+--------+--------+--------+--------
+#  | magic | flags | type | cookie | offset | length | payload
+#  +-------+-------+------+--------+--------+--------+--------
+#  `-------- head --------'`---- token -----'
+EXTENDED_CHUNK: Final = struct.Struct(">Q16sQ")
+assert EXTENDED_CHUNK.size == 32
+# The same with the u64 offset that begins the payload of OFFSET_DATA, 40 bytes, then the data.
+EXTENDED_DATA_CHUNK: Final = struct.Struct(">Q16sQQ")
+assert EXTENDED_DATA_CHUNK.size == 40
+
+# Payload of OFFSET_HOLE: where it begins and how long it is.
+HOLE_PAYLOAD: Final = struct.Struct(">QI")
+assert HOLE_PAYLOAD.size == 12
 # Payload of an ERROR chunk: errno (u32), length of the text (u16), text.
 ERROR_PAYLOAD: Final = struct.Struct(">IH")
 # One descriptor of a BLOCK_STATUS chunk: length of the extent and its state; a context id (u32) comes before the first.
 DESCRIPTOR: Final = struct.Struct(">II")
+# The same of a BLOCK_STATUS_EXT chunk; context id and number of descriptors (u32 each) come before the first.
+DESCRIPTOR_EXT: Final = struct.Struct(">QQ")
+STATUS_EXT: Final = struct.Struct(">II")
+# Payload of an extended BLOCK_STATUS request: length of the range, then the context ids (u32 each) it is about.
+EFFECT_LENGTH: Final = struct.Struct(">Q")
 # A host's write time before the data of a WRITE (spec §3.4), nanoseconds.
 WRITE_TIME: Final = struct.Struct(">Q")
 WRITE_TIME_SIZE: Final = WRITE_TIME.size
@@ -200,6 +233,8 @@ class CommandFlag(enum.IntFlag):
     DF = 1 << 2
     REQ_ONE = 1 << 3
     FAST_ZERO = 1 << 4
+    PAYLOAD_LEN = 1 << 5
+    """Extended requests only: ``length`` is that of a payload."""
 
 
 class Chunk(enum.IntEnum):
@@ -209,6 +244,7 @@ class Chunk(enum.IntEnum):
     OFFSET_DATA = 1
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
     ERROR = 0x8001
 
 
@@ -236,15 +272,14 @@ class State(enum.IntFlag):
     ZERO = 2
 
 
-# Heads, as the hot loop sees them: magic, flags and type in one number.
-HEAD_READ: Final = REQUEST_MAGIC << 32 | int(Command.READ)
-HEAD_WRITE: Final = REQUEST_MAGIC << 32 | int(Command.WRITE)
-HEAD_SIMPLE_OK: Final = SIMPLE_REPLY_MAGIC << 32
-SIMPLE_OK: Final = HEAD_SIMPLE_OK.to_bytes(8, "big")
-HEAD_DATA_DONE: Final = STRUCTURED_REPLY_MAGIC << 32 | CHUNK_DONE << 16 | int(Chunk.OFFSET_DATA)
-HEAD_DATA_MORE: Final = STRUCTURED_REPLY_MAGIC << 32 | int(Chunk.OFFSET_DATA)
+# A head is what the hot loop sees of a message: magic, flags and type in one number.
 
 
-def chunk_head(kind: Chunk, *, done: bool) -> int:
-    """Return the first u64 of a structured reply chunk."""
-    return STRUCTURED_REPLY_MAGIC << 32 | (CHUNK_DONE << 16 if done else 0) | int(kind)
+def request_head(magic: int, command: Command, flags: int = 0) -> int:
+    """Return the first u64 of a request."""
+    return magic << 32 | flags << 16 | int(command)
+
+
+def chunk_head(magic: int, kind: Chunk, *, done: bool) -> int:
+    """Return the first u64 of a structured or extended reply chunk."""
+    return magic << 32 | (CHUNK_DONE << 16 if done else 0) | int(kind)

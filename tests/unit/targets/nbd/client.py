@@ -10,12 +10,13 @@ import struct
 from dataclasses import dataclass, field
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+EVERY = (READ, WRITE, FLUSH, TRIM, CACHE, ZEROES, STATUS)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META, EXTENDED = 1, 2, 3, 5, 6, 7, 8, 9, 10, 11
 ACK, SERVER, REP_INFO, META = 1, 2, 3, 4
 ERR = 1 << 31
-UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN, BLOCK_SIZE_REQD, TOO_BIG = (
-    ERR + n for n in range(1, 10)
+UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN, BLOCK_SIZE_REQD, TOO_BIG, EXT_HEADER_REQD = (
+    ERR + n for n in range(1, 11)
 )
 EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 22, 28, 75, 95, 108
 
@@ -58,27 +59,46 @@ def request(command: int, cookie: int, offset: int = 0, length: int = 0, flags: 
     return struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, len(data) or length) + data
 
 
+def extended_request(
+    command: int, cookie: int, offset: int = 0, length: int = 0, flags: int = 0, data: bytes | None = None
+) -> bytes:
+    """Return an extended request; ``data`` (for a WRITE: also none) is its payload."""
+    if command == WRITE and data is None:
+        data = bytes(length)
+    if data is not None:
+        flags |= PAYLOAD_LEN
+        length = len(data)
+    return struct.pack(">IHHQQQ", 0x21E41C71, flags, command, cookie, offset, length) + (data or b"")
+
+
 @dataclass
 class Reply:
-    """One complete reply. ``data`` by offset; ``status`` by context number."""
+    """One complete reply. ``data`` by offset; ``holes`` are (offset, length); ``status`` by context number."""
 
     cookie: int
     error: int = 0
     text: str = ""
     data: dict[int, bytes] = field(default_factory=dict)
+    holes: list[tuple[int, int]] = field(default_factory=list)
     status: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     chunks: int = 0
 
     def content(self) -> bytes:
         """Return the data of a READ in order."""
-        return b"".join(data for _, data in sorted(self.data.items()))
+        data = {**self.data, **{offset: bytes(length) for offset, length in self.holes}}
+        return b"".join(data for _, data in sorted(data.items()))
 
 
 class Replies:
-    """Reads a stream of replies. ``reads`` gives the length of a READ by cookie, where simple replies need it."""
+    """Reads a stream of replies. ``reads`` gives the length of a READ by cookie, where simple replies need it.
 
-    def __init__(self, *, structured: bool) -> None:
+    With extended headers, ``offsets`` gives the offset of requests by cookie that replies have to repeat.
+    """
+
+    def __init__(self, *, structured: bool, extended: bool = False) -> None:
         self.structured = structured
+        self.extended = extended
+        self.offsets: dict[int, int] = {}
         self.reads: dict[int, int] = {}
         self.done: list[Reply] = []
         self._open: dict[int, Reply] = {}
@@ -105,6 +125,9 @@ class Replies:
         if len(data) < 16:
             return 0
         (magic,) = struct.unpack_from(">I", data)
+        if self.extended:
+            assert magic == 0x6E8A278C, f"not an extended reply: {data[:32]!r}"
+            return self._chunk(data)
         if magic == 0x67446698:
             error, cookie = struct.unpack_from(">IQ", data, 4)
             assert not (self.structured and cookie in self.reads), "simple reply to a READ in spite of negotiation"
@@ -121,12 +144,17 @@ class Replies:
         return self._chunk(data)
 
     def _chunk(self, data: bytes) -> int:
-        if len(data) < 20:
+        header = 32 if self.extended else 20
+        if len(data) < header:
             return 0
-        flags, kind, cookie, length = struct.unpack_from(">HHQI", data, 4)
-        if len(data) < 20 + length:
+        if self.extended:
+            flags, kind, cookie, about, length = struct.unpack_from(">HHQQQ", data, 4)
+            assert about == self.offsets.get(cookie, about), "reply does not repeat its request's offset"
+        else:
+            flags, kind, cookie, length = struct.unpack_from(">HHQI", data, 4)
+        if len(data) < header + length:
             return 0
-        payload = data[20 : 20 + length]
+        payload = data[header : header + length]
         reply = self._open.setdefault(cookie, Reply(cookie))
         reply.chunks += 1
         assert flags in (0, 1)
@@ -138,7 +166,19 @@ class Replies:
             (offset,) = struct.unpack_from(">Q", payload)
             assert offset not in reply.data
             reply.data[offset] = payload[8:]
+        elif kind == 2:
+            assert length == 12
+            offset, size = struct.unpack(">QI", payload)
+            assert size
+            reply.holes.append((offset, size))
+        elif kind == 6:
+            assert self.extended
+            context, count = struct.unpack_from(">II", payload)
+            assert context not in reply.status
+            assert length == 8 + 16 * count > 8
+            reply.status[context] = list(struct.iter_unpack(">QQ", payload[8:]))
         elif kind == 5:
+            assert not self.extended
             (context,) = struct.unpack_from(">I", payload)
             assert context not in reply.status
             reply.status[context] = [
@@ -152,4 +192,4 @@ class Replies:
             reply.text = payload[6:].decode()
         if flags:
             self.done.append(self._open.pop(cookie))
-        return int(20 + length)
+        return int(header + length)

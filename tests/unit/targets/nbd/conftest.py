@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from controllerd.targets.nbd.framing import EXTENDED, SIMPLE, STRUCTURED
 from tests.unit.targets.nbd.host import Host
 
 
-@pytest.fixture(params=[True, False], ids=["structured", "simple"])
+@pytest.fixture(params=[STRUCTURED, SIMPLE, EXTENDED], ids=["structured", "simple", "extended"])
 def host(request: pytest.FixtureRequest) -> Host:
-    return Host(structured=request.param)
+    return Host(framing=request.param)

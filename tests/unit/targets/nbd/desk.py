@@ -14,6 +14,7 @@ from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
+from controllerd.targets.nbd.framing import STRUCTURED
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.settings import KIB, Limits
 from controllerd.targets.nbd.transmission import Transmission
@@ -108,7 +109,7 @@ class Desk:
         self.volume.sessions.add(self.session)
         machine = Transmission(
             self.volume,
-            structured=True,
+            framing=STRUCTURED,
             contexts=(),
             limits=limits,
             chunks=BufferPool(1 << 20),

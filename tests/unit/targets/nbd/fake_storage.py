@@ -26,6 +26,8 @@ class FakeGroup:
         self.hold_complete = False
         self.hold_flush = False
         self.commits = 0
+        self.image_kept = True
+        """False: contents do not matter, and a volume's size may be larger than its image."""
         self.stage_error: RemoteCopyError | None = None
         self.commit_error: RemoteCopyError | None = None
         self.carried: list[int | None] = []
@@ -70,6 +72,8 @@ class FakeGroup:
         self.last_seq = self._next
         for volume, offset, data, length in staged:
             volume.kept.append((offset, data))
+            if not self.image_kept:
+                continue
             volume.image[offset : offset + length] = bytes(length) if data is None else data
         if not self.hold_complete:
             self.complete_seq = self.last_seq
@@ -138,6 +142,8 @@ class FakeVolume:
         self.read_error: RemoteCopyError | None = None
         self.kept: list[tuple[int, memoryview | None]] = []
         """What storage would keep in its cache: the views it was given."""
+        self.sparse = False
+        """Whether zeros are known to be such."""
         self.holes: list[tuple[int, bool]] | None = None
 
     def grant(self, client: Client) -> Grant:
@@ -156,10 +162,21 @@ class FakeVolume:
             raise self.read_error
         buffer[:] = self.image[offset : offset + len(buffer)]
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        return self.sparse and self.read_error is None and not any(self.image[offset : offset + length])
+
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
         if self.holes is not None:
             return self.holes
         return [(length, False)]
+
+
+def vast_volume(size: int) -> FakeVolume:
+    """Return a volume of any size whose contents do not matter."""
+    volume = FakeVolume()
+    volume.size = size
+    volume.group.image_kept = False
+    return volume
 
 
 class FakeExports:

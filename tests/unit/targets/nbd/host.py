@@ -7,16 +7,18 @@ Never: checks anything itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.contexts import Context
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.framing import STRUCTURED, Framing
 from controllerd.targets.nbd.settings import KIB, MIB, Limits
 from controllerd.targets.nbd.slow_reads import serve_slowly
 from controllerd.targets.nbd.transmission import Transmission
 from tests.unit.targets.nbd import client
-from tests.unit.targets.nbd.client import Replies, Reply, request
+from tests.unit.targets.nbd.client import Replies, Reply, extended_request, request
 from tests.unit.targets.nbd.fake_storage import FakeVolume
 
 SMALL = Limits(
@@ -37,7 +39,7 @@ class Host:
         self,
         volume: FakeVolume | None = None,
         *,
-        structured: bool = True,
+        framing: Framing = STRUCTURED,
         contexts: tuple[Context, ...] = (),
         limits: Limits = SMALL,
         initial: bytes = b"",
@@ -46,10 +48,11 @@ class Host:
         self.group = self.volume.group
         self.counters = Counters()
         self.wakes = 0
-        self.replies = Replies(structured=structured)
+        self.framing = framing
+        self.replies = Replies(structured=framing.chunked, extended=framing.extended)
         self.machine = Transmission(
             self.volume,
-            structured=structured,
+            framing=framing,
             contexts=contexts,
             limits=limits,
             chunks=BufferPool(4 * MIB),
@@ -63,6 +66,15 @@ class Host:
 
     def _wake(self) -> None:
         self.wakes += 1
+
+    def request(
+        self, command: int, cookie: int, offset: int = 0, length: int = 0, flags: int = 0, data: bytes | None = None
+    ) -> bytes:
+        """Return a request in the session's framing."""
+        if self.framing.extended:
+            self.replies.offsets[cookie] = offset
+            return extended_request(command, cookie, offset, length, flags, data)
+        return request(command, cookie, offset, length, flags, data or b"")
 
     def send(self, *parts: bytes) -> dict[int, Reply]:
         """Send bytes the way a socket does, as long as the machine receives; return complete replies."""
@@ -109,12 +121,12 @@ class Host:
             self.replies.feed(bytes(part))
 
     def serve_slow_reads(self) -> None:
-        async def serve() -> None:
-            slow, self.machine.slow_reads = self.machine.slow_reads, []
-            for read in slow:
-                await serve_slowly(self.machine, read, lambda: asyncio.sleep(0))
-
-        asyncio.run(serve())
+        slow, self.machine.slow_reads = self.machine.slow_reads, []
+        for read in slow:
+            serving = serve_slowly(self.machine, read, lambda: asyncio.sleep(0))
+            with contextlib.suppress(StopIteration):
+                while True:  # nothing here waits for anything, so no loop is needed
+                    serving.send(None)
         self.collect()
 
     def take(self) -> dict[int, Reply]:
@@ -128,7 +140,7 @@ class Host:
 
     def read(self, offset: int, length: int, flags: int = 0) -> Reply:
         self.replies.reads[77] = length
-        replies = self.send(request(client.READ, 77, offset, length, flags))
+        replies = self.send(self.request(client.READ, 77, offset, length, flags))
         self.serve_slow_reads()
         replies.update(self.take())
         del self.replies.reads[77]

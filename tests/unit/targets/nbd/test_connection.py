@@ -12,7 +12,7 @@ from controllerd.targets.nbd.settings import KIB
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import request
 from tests.unit.targets.nbd.desk import Desk
-from tests.unit.targets.nbd.fake_storage import FakeVolume
+from tests.unit.targets.nbd.fake_storage import FakeVolume, vast_volume
 
 
 async def turn() -> None:
@@ -190,3 +190,27 @@ async def test_failing_slow_read_is_an_error_reply() -> None:
     desk.volume.read_error = DiskFailed("bad sector")
     await turn()
     assert desk.got()[1].error == client.EIO
+
+
+async def test_long_range_of_zeroes_leaves_turns_to_others() -> None:
+    volume = vast_volume(1 << 30)
+    desk, other = Desk(volume), Desk(volume)
+    desk.receive(request(client.TRIM, 1, 0, 1 << 30), request(client.WRITE, 2, 0, data=b"x"))
+    assert not desk.transport.reading
+    other.receive(request(client.WRITE, 3, 0, data=b"x"))
+    assert set(other.got()) == {3}
+    assert desk.got() == {}
+    for _ in range(5):
+        await turn()
+    assert set(desk.got()) == {1, 2}
+    assert desk.transport.reading
+
+
+async def test_client_that_takes_much_data_leaves_turns_to_others() -> None:
+    desk = Desk()
+    length = 64 * KIB
+    desk.receive(*(request(client.READ, n, 0, length) for n in range(8)))
+    assert len(desk.got()) < 8
+    for _ in range(8):
+        await turn()
+    assert desk.transport.reading

@@ -7,10 +7,12 @@ import pytest
 from controllerd.model.errors import (
     DiskFailed,
 )
+from controllerd.targets.nbd.contexts import ALLOCATION
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.settings import KIB, Limits
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import request
+from tests.unit.targets.nbd.fake_storage import vast_volume
 from tests.unit.targets.nbd.host import PATTERN, SMALL, Host
 
 # ---- what makes parsing stop ------------------------------------------------------------
@@ -20,8 +22,10 @@ from tests.unit.targets.nbd.host import PATTERN, SMALL, Host
 def test_parsing_stops_at_a_change_while_the_group_takes_none(host: Host, command: int) -> None:
     host.group.accepting = False
     host.replies.reads = {1: 10, 3: 10}
-    change = request(command, 2, 0, data=b"x" * 512) if command == client.WRITE else request(command, 2, 0, 512)
-    replies = host.send(request(client.READ, 1, 0, 10), change, request(client.READ, 3, 0, 10))
+    change = (
+        host.request(command, 2, 0, data=b"x" * 512) if command == client.WRITE else host.request(command, 2, 0, 512)
+    )
+    replies = host.send(host.request(client.READ, 1, 0, 10), change, host.request(client.READ, 3, 0, 10))
     assert set(replies) == {1}
     assert host.stopped(Stop.GROUP)
     host.group.accept()
@@ -44,7 +48,7 @@ def test_long_write_stops_in_the_middle_while_the_group_takes_none() -> None:
 def test_slow_reads_leave_the_pass_and_are_bounded(host: Host) -> None:
     host.volume.cold = True
     host.replies.reads = dict.fromkeys(range(8), 32 * KIB)
-    host.send(*(request(client.READ, n, n * 32 * KIB, 32 * KIB) for n in range(8)))
+    host.send(*(host.request(client.READ, n, n * 32 * KIB, 32 * KIB) for n in range(8)))
     assert host.stopped(Stop.PENDING)
     assert host.machine.slow_bytes == 128 * KIB
     assert host.machine.in_flight == 4
@@ -60,7 +64,7 @@ def test_slow_reads_leave_the_pass_and_are_bounded(host: Host) -> None:
 def test_failed_slow_read_is_an_error(host: Host) -> None:
     host.volume.cold = True
     host.replies.reads = {1: 100}
-    host.send(request(client.READ, 1, 0, 100))
+    host.send(host.request(client.READ, 1, 0, 100))
     host.volume.read_error = DiskFailed("bad sector")
     host.serve_slow_reads()
     assert host.take()[1].error == client.EIO
@@ -99,7 +103,11 @@ def test_many_waiting_requests_stop_parsing() -> None:
 
 def test_disconnect_ends_parsing_and_keeps_what_is_under_way(host: Host) -> None:
     host.group.hold_complete = True
-    host.send(request(client.WRITE, 1, 0, data=b"x"), request(client.DISC, 2), request(client.WRITE, 3, 0, data=b"y"))
+    host.send(
+        host.request(client.WRITE, 1, 0, data=b"x"),
+        host.request(client.DISC, 2),
+        host.request(client.WRITE, 3, 0, data=b"y"),
+    )
     assert host.stopped(Stop.END)
     assert host.machine.fault == ""
     assert host.machine.in_flight == 1
@@ -111,11 +119,34 @@ def test_stopping_server_refuses_everything_new(host: Host) -> None:
     host.machine.stopping = True
     host.replies.reads = {1: 10}
     replies = host.send(
-        request(client.READ, 1, 0, 10),
-        request(client.WRITE, 2, 0, data=b"x" * 70_000),
-        request(client.FLUSH, 3),
-        request(client.TRIM, 4, 0, 512),
-        request(client.STATUS, 5, 0, 512),
+        host.request(client.READ, 1, 0, 10),
+        host.request(client.WRITE, 2, 0, data=b"x" * 70_000),
+        host.request(client.FLUSH, 3),
+        host.request(client.TRIM, 4, 0, 512),
+        host.request(client.STATUS, 5, 0, 512),
     )
     assert {reply.error for reply in replies.values()} == {client.ESHUTDOWN}
     assert len(replies) == 5
+
+
+def test_many_small_requests_leave_turns_to_others(host: Host) -> None:
+    count = 2500
+    host.replies.reads = dict.fromkeys(range(count), 1)
+    replies = host.send(b"".join(host.request(client.READ, n, n, 1) for n in range(count)))
+    assert len(replies) == 1024
+    turns = 0
+    while host.stopped(Stop.TURN):
+        turns += 1
+        host.go_on()
+    assert turns >= 1
+    replies.update(host.take())
+    assert sorted(replies) == list(range(count))
+
+
+def test_block_status_of_a_long_range_leaves_a_turn_to_others() -> None:
+    host = Host(vast_volume(1 << 40), contexts=(ALLOCATION,))
+    replies = host.send(request(client.STATUS, 1, 0, 1 << 30), request(client.FLUSH, 2))
+    assert set(replies) == {1}
+    assert host.stopped(Stop.TURN)
+    host.go_on()
+    assert set(host.take()) == {2}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controllerd.targets.nbd.framing import EXTENDED, SIMPLE, STRUCTURED
 from controllerd.targets.nbd.negotiation import Negotiation, State
 from controllerd.targets.nbd.ports import ExportTable
 from controllerd.targets.nbd.settings import Limits, TlsMode
@@ -66,7 +67,7 @@ def test_go_reports_size_flags_and_what_was_asked_for() -> None:
     assert machine.state is State.DONE
     assert machine.result is not None
     assert machine.result.volume.name == "vol"
-    assert not machine.result.structured
+    assert machine.result.framing is SIMPLE
 
 
 def test_structured_replies_bring_the_flag_df() -> None:
@@ -75,7 +76,7 @@ def test_structured_replies_bring_the_flag_df() -> None:
     _, data = ask(machine, client.go("vol"))[0]
     assert struct.unpack(">HQH", data)[2] & ExportFlag.SEND_DF
     assert machine.result is not None
-    assert machine.result.structured
+    assert machine.result.framing is STRUCTURED
 
 
 def test_info_leaves_the_handshake_open() -> None:
@@ -136,14 +137,14 @@ def test_abort_is_acknowledged_and_closes() -> None:
     assert machine.reason == ""
 
 
-@pytest.mark.parametrize("number", [0, 4, client.EXTENDED, 12, 0xFFFFFFFF])
+@pytest.mark.parametrize("number", [0, 4, 12, 0xFFFFFFFF])
 def test_unknown_options_are_unsupported(number: int) -> None:
     machine = start()
     assert kinds(machine, client.option(number, b"data")) == [client.UNSUP]
     assert kinds(machine, client.go("vol")) == [client.REP_INFO, client.ACK]
 
 
-@pytest.mark.parametrize("number", [client.LIST, client.STARTTLS, client.STRUCTURED])
+@pytest.mark.parametrize("number", [client.LIST, client.STARTTLS, client.STRUCTURED, client.EXTENDED])
 def test_data_where_none_is_allowed_is_invalid(number: int) -> None:
     assert kinds(start(), client.option(number, b"x")) == [client.INVALID]
 
@@ -253,6 +254,42 @@ def test_malformed_queries_are_invalid(tail: bytes) -> None:
     assert kinds(structured(), client.option(client.SET_META, client.string("vol") + tail)) == [client.INVALID]
 
 
+# ---- extended headers ------------------------------------------------------------------
+
+
+def transmission_flags(machine: Negotiation) -> int:
+    _, data = ask(machine, client.go("vol", number=client.INFO))[0]
+    return int(struct.unpack(">HQH", data)[2])
+
+
+def test_extended_headers_take_precedence_over_structured_replies() -> None:
+    machine = structured()
+    assert kinds(machine, client.option(client.EXTENDED)) == [client.ACK]
+    assert kinds(machine, client.option(client.STRUCTURED)) == [client.EXT_HEADER_REQD]
+    assert transmission_flags(machine) & ExportFlag.SEND_DF
+    assert kinds(machine, client.go("vol")) == [client.REP_INFO, client.ACK]
+    assert machine.result is not None
+    assert machine.result.framing is EXTENDED
+
+
+def test_extended_headers_allow_contexts_and_payloads_that_name_them() -> None:
+    machine = start()
+    assert kinds(machine, client.option(client.EXTENDED)) == [client.ACK]
+    assert not transmission_flags(machine) & ExportFlag.BLOCK_STATUS_PAYLOAD
+    assert kinds(machine, client.meta(client.SET_META, "vol", "base:allocation")) == [client.META, client.ACK]
+    assert transmission_flags(machine) & ExportFlag.BLOCK_STATUS_PAYLOAD
+    other = structured()
+    feed(other, client.meta(client.SET_META, "vol", "base:allocation"))
+    assert not transmission_flags(other) & ExportFlag.BLOCK_STATUS_PAYLOAD
+
+
+def test_export_name_after_extended_headers_closes() -> None:
+    machine = start()
+    feed(machine, client.option(client.EXTENDED) + client.option(client.EXPORT_NAME, b"vol"))
+    assert machine.state is State.CLOSED
+    assert machine.result is None
+
+
 # ---- hostile clients -----------------------------------------------------------------------
 
 
@@ -282,6 +319,18 @@ def test_oversized_option_is_refused_and_its_data_is_not_kept(split: int) -> Non
         assert len(machine._input) <= 16
     assert [kind for _, kind, _ in client.option_replies(output)] == [client.TOO_BIG]
     assert kinds(machine, client.go("vol")) == [client.REP_INFO, client.ACK]
+
+
+def test_oversized_options_have_the_reply_of_their_kind() -> None:
+    data = bytes(LIMITS.option_max + 1)
+    assert kinds(start(), client.option(99, data)) == [client.UNSUP]
+    assert kinds(start(tls="require"), client.option(client.GO, data)) == [client.TLS_REQD]
+    old = start(bytes(4))
+    assert feed(old, client.option(client.GO, data)) == b""
+    assert old.state is State.CLOSED
+    leaving = start()
+    assert kinds(leaving, client.option(client.ABORT, data)) == [client.ACK]
+    assert leaving.state is State.CLOSED
 
 
 def test_absurd_option_length_closes_before_any_data() -> None:
@@ -329,14 +378,14 @@ def test_required_tls_hides_everything() -> None:
 
 def test_tls_forgets_what_was_negotiated_in_clear() -> None:
     machine = start(tls="allow")
-    feed(machine, client.option(client.STRUCTURED) + client.meta(client.SET_META, "vol", "base:allocation"))
+    feed(machine, client.option(client.EXTENDED) + client.meta(client.SET_META, "vol", "base:allocation"))
     assert kinds(machine, client.option(client.STARTTLS)) == [client.ACK]
     assert machine.state is State.STARTTLS
     machine.tls_started()
     assert kinds(machine, client.option(client.STARTTLS)) == [client.INVALID]
     feed(machine, client.go("vol"))
     assert machine.result is not None
-    assert not machine.result.structured
+    assert machine.result.framing is SIMPLE
     assert machine.result.contexts == ()
 
 
@@ -351,6 +400,7 @@ def test_data_behind_starttls_closes() -> None:
 OPTIONS = {
     "list": client.option(client.LIST),
     "structured": client.option(client.STRUCTURED),
+    "extended": client.option(client.EXTENDED),
     "set": client.meta(client.SET_META, "vol", "base:allocation", "remotecopy:write-time"),
     "list-meta": client.meta(client.LIST_META, "vol"),
     "info": client.go("vol", 1, 2, 3, number=client.INFO),
