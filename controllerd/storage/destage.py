@@ -28,7 +28,7 @@ from controllerd.model.pair_state import Role
 from controllerd.storage.background import Background
 from controllerd.storage.group import Group
 from controllerd.storage.io import IOV_MAX
-from controllerd.storage.layers import BLOCK, BLOCK_SHIFT, Layers, PartialBlock
+from controllerd.storage.layers import BLOCK_SHIFT, Layers, pieces
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.volume import Volume
 
@@ -222,19 +222,22 @@ def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
         yield where, start, run, size
 
 
-def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, Buffer, int]]:
+def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, memoryview, int]]:
+    """Yield (disk, offset, content, length) in the volume's order; no piece leaves its region."""
     shift = volume.shift
-    mask = (1 << shift) - 1
+    region_size = 1 << shift
     entries = volume.map
     locate = volume.pool.locate
-    frozen = volume.layers.frozen
-    for block in sorted(frozen):
-        content = frozen[block]
-        offset = block << BLOCK_SHIFT
-        disk, start = locate(entries[offset >> shift])
-        start += offset & mask
-        if isinstance(content, PartialBlock):
-            for low, high in content.ranges:
-                yield disk, start + low, memoryview(content.data)[low:high], high - low
-        else:
-            yield disk, start, content, BLOCK
+    for offset, content in pieces(volume.layers.frozen):
+        length = len(content)
+        disk, base = locate(entries[offset >> shift])
+        within = offset & region_size - 1
+        rest = region_size - within
+        if length <= rest:
+            yield disk, base + within, content, length
+            continue
+        yield disk, base + within, content[:rest], rest
+        for done in range(rest, length, region_size):
+            disk, base = locate(entries[offset + done >> shift])
+            part = content[done : done + region_size]
+            yield disk, base, part, len(part)
