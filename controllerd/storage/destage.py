@@ -28,12 +28,16 @@ from controllerd.model.pair_state import Role
 from controllerd.storage.background import Background
 from controllerd.storage.group import Group
 from controllerd.storage.io import IOV_MAX
-from controllerd.storage.layers import BLOCK, BLOCK_SHIFT, Layers, PartialBlock
+from controllerd.storage.layers import BLOCK_SHIFT, Layers, pieces
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.volume import Volume
 
 SLICE_WRITES: Final = 48
 SLICE_BYTES: Final = 2 << 20
+RUN_BYTES: Final = 8 << 20
+"""Pieces that follow each other on a disk are joined up to here; one thread's job."""
+LONG_WRITE: Final = 512 << 10
+"""Joined pieces of at least so many bytes are written by a thread: copying them would hold up the loop."""
 RETRY_S: Final = 1.0
 
 
@@ -139,6 +143,10 @@ class Destager:
     async def _write(self, volume: Volume) -> None:
         writes = slice_bytes = 0
         for disk, offset, buffers, size in _runs(volume):
+            if size >= LONG_WRITE:
+                await self._put(disk, partial(disk.file.write_long, buffers, size, offset))
+                self.bytes_written += size
+                continue
             if len(buffers) == 1:
                 await self._put(disk, partial(disk.file.write, buffers[0], offset))
             else:
@@ -151,13 +159,15 @@ class Destager:
                 await asyncio.sleep(0)
         self.bytes_written += slice_bytes
 
-    async def _put(self, disk: Disk, write: Callable[[], None]) -> None:
+    async def _put(self, disk: Disk, write: Callable[[], Awaitable[None] | None]) -> None:
         """Write once; while the disk refuses, hosts get the error and the data stays in journal and cache."""
         group = self._group
         failing: DiskFailed | None = None
         while True:
             try:
-                write()
+                waiting = write()
+                if waiting is not None:
+                    await waiting
             except OSError as error:
                 if failing is None:
                     failing = DiskFailed(f"disk {disk.name}: {error}", disk=disk.name)
@@ -211,7 +221,7 @@ def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
     where: Disk | None = None
     start = size = 0
     for disk, offset, data, length in _pieces(volume):
-        if run and disk is where and offset == start + size and len(run) < IOV_MAX and size < SLICE_BYTES:
+        if run and disk is where and offset == start + size and len(run) < IOV_MAX and size < RUN_BYTES:
             run.append(data)
             size += length
         else:
@@ -222,19 +232,22 @@ def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
         yield where, start, run, size
 
 
-def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, Buffer, int]]:
+def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, memoryview, int]]:
+    """Yield (disk, offset, content, length) in the volume's order; no piece leaves its region."""
     shift = volume.shift
-    mask = (1 << shift) - 1
+    region_size = 1 << shift
     entries = volume.map
     locate = volume.pool.locate
-    frozen = volume.layers.frozen
-    for block in sorted(frozen):
-        content = frozen[block]
-        offset = block << BLOCK_SHIFT
-        disk, start = locate(entries[offset >> shift])
-        start += offset & mask
-        if isinstance(content, PartialBlock):
-            for low, high in content.ranges:
-                yield disk, start + low, memoryview(content.data)[low:high], high - low
-        else:
-            yield disk, start, content, BLOCK
+    for offset, content in pieces(volume.layers.frozen):
+        length = len(content)
+        disk, base = locate(entries[offset >> shift])
+        within = offset & region_size - 1
+        rest = region_size - within
+        if length <= rest:
+            yield disk, base + within, content, length
+            continue
+        yield disk, base + within, content[:rest], rest
+        for done in range(rest, length, region_size):
+            disk, base = locate(entries[offset + done >> shift])
+            part = content[done : done + region_size]
+            yield disk, base, part, len(part)

@@ -399,8 +399,7 @@ class Group:
         low = region << volume.shift
         high = low + (1 << volume.shift)
         return any(
-            other is volume and offset < high and offset + length > low
-            for other, _, offset, length, _, _, _ in self._staged
+            other is volume and offset < high and offset + length > low for other, _, offset, length, _ in self._staged
         )
 
     def commit(self) -> None:
@@ -424,15 +423,16 @@ class Group:
         self.last_seq = self._next
         self.bytes_written += size
         if self.role is Role.PRIMARY:
-            for volume, kind, offset, length, data in staged:
+            cached = size
+            for volume, _, offset, length, data in staged:
                 if length == BLOCK and data is not None and volume is not None and not offset & BLOCK_MASK:
                     volume.layers.active[offset >> BLOCK_SHIFT] = data
                 elif volume is not None:
-                    show(volume, kind, offset, length, data)
+                    cached += show(volume, offset, length, data)
             self.applied.sequence = self.last_seq
             self.applied.time = self.last_time
-            self.layer_bytes += size
-            self.budget.used += size
+            self.layer_bytes += cached
+            self.budget.used += cached
             if self.layer_bytes >= self.layer_limit:
                 self.on_layer_full()
         else:
@@ -617,13 +617,14 @@ class Group:
         if not visible:
             self.pending.append_record(record)
             return
+        made = 0
         if volume is not None:
             data = record.data if record.kind == Kind.WRITE else None
-            show(volume, record.kind, record.offset, record.length, data)
+            made = show(volume, record.offset, record.length, data)
         applied = self.applied
         applied.sequence, applied.time, applied.origin = record.sequence, record.time, self.last_origin
-        self.layer_bytes += record.size
-        self.budget.used += record.size
+        self.layer_bytes += record.size + made
+        self.budget.used += record.size + made
 
     def end_recovery(self) -> None:
         """Everything the scan found is durable now; go on behind it in a new incarnation."""

@@ -51,6 +51,9 @@ class File(Protocol):
     def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
         """Write at most `IOV_MAX` buffers, ``size`` bytes together, back to back."""
 
+    async def write_long(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        """`write_vector` without holding up the loop. Cancelled, it still ends only when nothing is being written."""
+
     async def sync(self) -> None:
         """Return when everything written so far survives power loss."""
 
@@ -96,7 +99,7 @@ class Files(Protocol):
 
 
 class SystemFile:
-    """A file of the operating system; syncs and waiting reads run in threads."""
+    """A file of the operating system; syncs, long writes and waiting reads run in threads."""
 
     __slots__ = ("_fd", "_nowait", "_pool", "path")
 
@@ -144,6 +147,17 @@ class SystemFile:
         count = os.pwritev(self._fd, buffers, offset)
         if count != size:  # a full disk or a signal: the rest in one piece, or the error
             self._write_rest(memoryview(b"".join(buffers)), count, offset)
+
+    async def write_long(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self.write_vector, buffers, size, offset)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # Whoever goes on may write to the same place: a late write would bring old data back.
+            while not work.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            raise
 
     async def sync(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._pool, os.fdatasync, self._fd)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from controllerd.model.errors import Corrupt
 from controllerd.model.records import HEADER_SIZE, Kind
 from controllerd.storage.journal import Journal
-from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
 from controllerd.storage.pending import Pending
 from controllerd.storage.volume import Volume
 
@@ -68,14 +67,11 @@ def reserve_edges(volume: Volume, offset: int, length: int) -> None:
         volume.reserve((end - 1) >> volume.shift, (end - 1) >> volume.shift)
 
 
-def show(volume: Volume, kind: int, offset: int, length: int, data: memoryview | None) -> None:
-    """Make one record visible: put it into the volume's cache."""
+def show(volume: Volume, offset: int, length: int, data: memoryview | None) -> int:
+    """Make one record visible: put it into the volume's cache. Returns the bytes of memory made for it besides."""
     if data is None:
-        volume.layers.zero(offset, length)
-    elif length == BLOCK and not offset & BLOCK_MASK:
-        volume.layers.active[offset >> BLOCK_SHIFT] = data
-    else:
-        volume.layers.write(offset, data)
+        return volume.layers.zero(offset, length)
+    return volume.layers.write(offset, data)
 
 
 class Applied:
@@ -109,7 +105,7 @@ class Applied:
                     if entry.sequence not in reread:
                         reread = {record.sequence: record.data for record in journal.records(entry.sequence, through)}
                     data = reread[entry.sequence]
-                show(volume, entry.kind, entry.offset, entry.length, data)
+                self.taken += show(volume, entry.offset, entry.length, data)
             pending.pop()
             self.sequence = entry.sequence
             self.time = entry.time

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from controllerd.model.access import Client, Grant, Rules, grant
 from controllerd.model.errors import BadOrder, Corrupt, DiskFailed
-from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers
+from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers, Run
 from controllerd.storage.pools import Pool
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ class Volume:
         Raises:
             Corrupt, DiskFailed: the group's data cannot be trusted or read.
         """
+        if self.group.read_error is not None:
+            raise self.group.read_error
         length = len(buffer)
         layers = self.layers
         block = offset >> BLOCK_SHIFT
@@ -206,10 +208,11 @@ class Volume:
                 content = layers.frozen.get(block)
                 if content is None and not layers.frozen_zeroed:
                     return self._read_disk_nowait(buffer, offset)
-            if content is not None and type(content) is memoryview:
-                if self.group.read_error is not None:
-                    raise self.group.read_error
+            if type(content) is memoryview:
                 buffer[:] = content
+                return True
+            if type(content) is Run:
+                buffer[:] = content.part(block, 1)
                 return True
         if not layers.touches(block, (offset + length - 1) >> BLOCK_SHIFT):
             return self._read_disk_nowait(buffer, offset)
@@ -251,8 +254,6 @@ class Volume:
         self.layers.overlay(buffer, offset)
 
     def _read_disk_nowait(self, buffer: memoryview, offset: int) -> bool:
-        if self.group.read_error is not None:
-            raise self.group.read_error
         shift = self.shift
         region = offset >> shift
         end = offset + len(buffer)

@@ -350,6 +350,13 @@ class SimulatedFile:
         assert len(data) == size
         self._write(data, offset)
 
+    async def write_long(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        """See File."""
+        try:
+            await self._wait()
+        finally:
+            self.write_vector(buffers, size, offset)
+
     def _write(self, data: bytes, offset: int) -> None:
         disk = self._disk
         if disk.call(self._life, "write", self.path, offset, len(data)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controllerd.storage import journal
+from controllerd.storage import destage, journal
 from tests.simulation.storage_case import MAX_WRITE, Case
 
 CASES = 100
@@ -13,8 +13,9 @@ BATCHES = 20
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let segments be small enough that cases fill, roll and recycle them."""
+    """Let segments be small enough that cases fill, roll and recycle them, and long writes be among the writes."""
     monkeypatch.setattr(journal, "PIECE_MAX", MAX_WRITE + 1024)
+    monkeypatch.setattr(destage, "LONG_WRITE", MAX_WRITE)
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
