@@ -59,7 +59,7 @@ def system(controller: ControllerPort) -> SystemAnswer:
 
 def faults(storage: StorageSystem) -> list[str]:
     """What does not work as it should, one line each."""
-    found = [f"disk {disk.name}: {disk.failed}" for disk in storage.disks.values() if disk.failed]
+    found = [disk.failed for disk in storage.disks.values() if disk.failed is not None]
     for group in storage.groups.values():
         fault = group.describe_fault()
         if fault is not None:

@@ -155,6 +155,10 @@ class DomainApplier:
         """Apply about ``slice_records``; returns whether there may be more."""
         if not all(member.group.apply_room for member in self._members.values()):
             return False  # the cache is full; the budget wakes us
+        broken = next(filter(None, (member.group.apply_error for member in self._members.values())), None)
+        if broken is not None:  # nothing would leave the cache of that group, and the others must not run ahead
+            self._failed(broken)
+            return False
         try:
             steps = self._plan.plan(self._slice) or self._pass_unused_number()
             if not steps:

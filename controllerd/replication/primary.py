@@ -128,6 +128,8 @@ class PrimaryPair:
             return self._refuse(RefuseCode.WRONG_PEER, f"the pair's secondary is {record.peer}")
         if record.state is PairState.SSWS:
             return self._refuse(RefuseCode.TAKEN_OVER, record.reason)
+        if not group.recovered:  # its last number is not known: nobody may conclude anything from it
+            return self._refuse(RefuseCode.BUSY, group.describe_fault() or f"group {group.name} is not recovered")
         if pull.state not in (PairState.PAIR, PairState.COPY) and self.active:
             event = PairEvent.SPLIT if pull.state == PairState.PSUS else PairEvent.FAIL
             self.suspend(event, f"at the secondary: {pull.reason}")

@@ -79,7 +79,9 @@ class SecondaryPair:
     def start(self) -> None:
         """Begin to pull, or to fence if this side was taken over."""
         self.start_fencing()
-        if self.record.state is not PairState.SSWS:
+        if not self.group.recovered:
+            self.stall = self.group.describe_fault()  # what it has is not known: after the next start it goes on
+        elif self.record.state is not PairState.SSWS:
             self.receiver.start()
 
     async def stop(self, farewell: bytes = b"") -> None:

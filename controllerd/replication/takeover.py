@@ -29,6 +29,7 @@ from controllerd.replication.applier import DomainApplier
 from controllerd.replication.context import Context
 from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import why_held
+from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
 
 TABLE: Final = "takeovers"
@@ -230,7 +231,8 @@ class Takeover:
         Raises:
             NotFound: the domain has no secondary group.
             BadOrder: a pair is in a state that does not allow it.
-            JournalFailed, NoSpace: what arrived cannot be made durable or visible; call again when it can.
+            JournalFailed, DiskFailed, NoSpace: what arrived cannot be made durable or visible; call
+                again when it can.
         """
         domain, context = self._domain, self._context
         if not self._pairs:
@@ -238,6 +240,8 @@ class Takeover:
         done = self._done()
         if done is not None:
             return done
+        for pair in self._pairs:  # before anything is decided: what such a group has is not known
+            _check_group(pair.group)
         kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
         for pair in self._pairs:
             next_state(pair.record.state, PairEvent.TAKEOVER)
@@ -303,6 +307,7 @@ class Takeover:
                 continue
             group = pair.group
             while group.applied_seq < through:
+                _check_group(group)
                 if not group.apply_room:
                     await asyncio.sleep(0.01)
                     continue
@@ -361,6 +366,11 @@ class Takeover:
             "takeover-done", {"domain": self._domain.name, "rpo_s": report.rpo_s, "rto_s": report.rto_s}
         )  # fmt: skip
         self._domain.thaw()
+
+
+def _check_group(group: Group) -> None:
+    if group.apply_error is not None:
+        raise group.apply_error
 
 
 class _Phases:

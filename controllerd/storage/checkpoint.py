@@ -4,16 +4,18 @@ Owns: the order that makes a crash at any point harmless: destage, sync the disk
 commit maps and positions, and only then free journal segments and regions.
 Never: syncs a disk again after its sync failed (I4); the journal keeps everything
 since the last good checkpoint and recovery redoes it.
+
+A group whose journal or disk failed stays behind: the catalogue keeps its maps and
+position of its last good checkpoint, together, and the other groups go on (I7).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
+from controllerd.model.errors import RemoteCopyError
 from controllerd.storage.background import Background
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.pools import Pool
@@ -21,6 +23,14 @@ from controllerd.storage.pools import Pool
 if TYPE_CHECKING:
     from controllerd.storage.group import Group
     from controllerd.storage.system import StorageSystem
+
+
+class _Freed(NamedTuple):
+    """A disk region that left a map of ``group``."""
+
+    group: str
+    pool: Pool
+    region: int
 
 
 class Checkpointer:
@@ -43,12 +53,16 @@ class Checkpointer:
         self.stop = self._background.stop
         self.lock = asyncio.Lock()
         """Held while a checkpoint is taken; whoever forgets groups or volumes holds it meanwhile."""
-        self._freed: list[tuple[Pool, int]] = []
+        self._freed: list[_Freed] = []
+        self.behind: dict[str, RemoteCopyError] = {}
+        """Groups that the last checkpoint left out, and why."""
+        self.leaked = False
+        """Whether regions are in no map and not zeroed, so that the next start has to look for them."""
         self.count = 0
 
-    def freed(self, pool: Pool, region: int) -> None:
-        """A region left a map; it comes back to the free list with the next checkpoint."""
-        self._freed.append((pool, region))
+    def freed(self, group: Group, pool: Pool, region: int) -> None:
+        """A region left a map of ``group``; it comes back to the free list with the group's next checkpoint."""
+        self._freed.append(_Freed(group.name, pool, region))
 
     def request(self) -> None:
         """Take a checkpoint soon."""
@@ -62,64 +76,84 @@ class Checkpointer:
             await asyncio.sleep(min(1.0, self._interval_s))
         self._system.check_overflow()
 
-    async def checkpoint(self, change: Callable[[], Sequence[Group]] | None = None) -> None:
-        """Bring the disks and the catalogue up to what is visible now.
+    async def checkpoint(
+        self, change: Callable[[], Sequence[Group]] | None = None, needed: Sequence[Group] = ()
+    ) -> None:
+        """Bring the disks and the catalogue up to what is visible now, for every group that can be (`behind`).
 
-        ``change`` is called just before the documents are taken: it changes groups (role,
-        a new journal) and returns them, and that becomes durable together with the checkpoint.
+        ``change`` is called just before the documents are taken: it changes groups of ``needed``
+        (role, a new journal) and returns them, and that becomes durable together with the checkpoint.
 
         Raises:
-            DiskFailed: a disk could not be synced; nothing was freed.
+            JournalFailed, DiskFailed: a group of ``needed`` would stay behind, or the catalogue
+                could not be written; the catalogue is unchanged and nothing was freed.
         """
         async with self.lock:
             groups = list(self._system.groups.values())
+            behind: dict[str, RemoteCopyError] = {}
             for group in groups:
-                with contextlib.suppress(JournalFailed):  # that group stays behind, the others go on
+                try:
                     await self._system.destagers[group.name].destage()
-            freed, self._freed = self._freed, []
+                except RemoteCopyError as error:
+                    behind[group.name] = error
             marks = {group.name: group.destaged_mark for group in groups}
-            volumes = [volume for group in groups for volume in group.volumes.values()]
-            pages = [page for volume in volumes for page in volume.take_dirty_pages()]
+            freed, self._freed = self._freed, []
+            pages = {volume: volume.take_dirty_pages() for group in groups for volume in group.volumes.values()}
+            kept: list[Group] = []
             try:
                 await self.sync_disks()
+                behind = {group.name: group.read_error for group in groups if group.read_error is not None} | behind
+                self._tell(behind)
+                for group in needed:
+                    if group.name in behind:
+                        raise behind[group.name]
                 if change is not None:
                     marks.update({group.name: group.destaged_mark for group in change()})
-                documents = [("group", group.name, group.document(marks[group.name])) for group in groups]
-                await self.run_blocking(self._catalogue.checkpoint, pages, documents)
+                kept = [group for group in groups if group.name not in behind]
+                documents = [("group", group.name, group.document(marks[group.name])) for group in kept]
+                entries = [page for volume, found in pages.items() if volume.group in kept for page in found]
+                await self.run_blocking(self._catalogue.checkpoint, entries, documents)
             except BaseException:
-                for volume_id, page, _ in pages:
-                    for volume in volumes:
-                        if volume.volume_id == volume_id:
-                            volume.dirty_pages.add(page)
-                self._freed = freed + self._freed
+                kept = []
                 raise
-            self._release(freed)
-            for group, (_, _, document) in zip(groups, documents, strict=True):
+            finally:
+                for volume, found in pages.items():
+                    if volume.group not in kept:
+                        volume.dirty_pages.update(page for _, page, _ in found)
+                names = {group.name for group in groups} - {group.name for group in kept}
+                self._freed = [item for item in freed if item.group in names] + self._freed
+            by_pool: dict[Pool, list[int]] = {}
+            for name, pool, region in freed:
+                if name not in names:
+                    by_pool.setdefault(pool, []).append(region)
+            for pool, regions in by_pool.items():
+                self.release(pool, regions)
+            for group, (_, _, document) in zip(kept, documents, strict=True):
                 group.checkpointed(marks[group.name], document["retained"])
             self.count += 1
 
-    def _release(self, freed: list[tuple[Pool, int]]) -> None:
-        by_pool: dict[str, tuple[Pool, list[int]]] = {}
-        for pool, region in freed:
-            by_pool.setdefault(pool.name, (pool, []))[1].append(region)
-        for pool, regions in by_pool.values():
-            try:
-                pool.release(regions)
-            except OSError as error:  # not zeroed, so not free: until the next start, which zeroes what no map has
-                self._system.report("release-failed", {"pool": pool.name, "error": str(error)})
+    def _tell(self, behind: dict[str, RemoteCopyError]) -> None:
+        for name, error in behind.items():
+            if name not in self.behind:
+                self._system.report("checkpoint-without-group", {"group": name, "error": str(error)})
+        self.behind = behind
+
+    def release(self, pool: Pool, regions: list[int]) -> None:
+        """Give regions that no map of the catalogue has back to the pool."""
+        try:
+            pool.release(regions)
+        except OSError as error:  # not zeroed, so not free: until the next start, which zeroes what no map has
+            self.leaked = True
+            self._system.report("release-failed", {"pool": pool.name, "error": str(error)})
 
     async def sync_disks(self) -> None:
-        """Return when everything written to the disks so far survives power loss.
+        """Return when everything written to the disks that work survives power loss.
 
-        Raises:
-            DiskFailed: a sync failed, now or before.
+        The groups of a disk whose sync fails are held from then on.
         """
-        for disk in self._system.disks.values():
-            if disk.failed is not None:
-                raise DiskFailed(disk.failed)
-            try:
-                await disk.file.sync()
-            except OSError as error:
-                disk.failed = f"disk {disk.name}: sync failed: {error}; restart the controller once the disk works"
-                self._system.fail_disk(disk)
-                raise DiskFailed(disk.failed) from error
+        for disk in list(self._system.disks.values()):
+            if disk.failed is None:
+                try:
+                    await disk.file.sync()
+                except OSError as error:
+                    self._system.fail_disk(disk, f"sync failed: {error}")

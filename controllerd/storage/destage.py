@@ -15,7 +15,6 @@ loop stays free (architecture §2).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,7 +58,7 @@ class Destager:
         group: Group,
         *,
         age_s: float,
-        freed: Callable[[Pool, int], None],
+        freed: Callable[[Group, Pool, int], None],
         announce: Callable[[Group, int], Awaitable[None]],
         report: Callable[[str, dict[str, object]], None],
     ) -> None:
@@ -72,6 +71,8 @@ class Destager:
         self.stop = self._background.stop
         self._lock = asyncio.Lock()
         self._window: _Window | None = None
+        self._failing: str | None = None
+        """Name of the disk that refused the last window."""
         self.windows = 0
         self.bytes_written = 0
         group.on_layer_full = self._background.poke
@@ -79,36 +80,46 @@ class Destager:
     async def _turn(self) -> None:
         if self._window is None and all(volume.layers.clean for volume in self._group.volumes.values()):
             return  # nothing but ticks: the next checkpoint is soon enough
-        with contextlib.suppress(RemoteCopyError):  # the group itself says that its journal failed
+        try:
             await self.destage()
+        except RemoteCopyError:  # the group itself says what failed
+            await asyncio.sleep(RETRY_S)
 
     async def destage(self) -> None:
         """Put everything visible now on the disks (not synced).
 
+        When it raises, the data stays in journal and cache, and the next call begins with it again.
+
         Raises:
             JournalFailed: the journal could not be made durable first; nothing was written.
+            DiskFailed: a disk refused a write; hosts are refused until it takes it.
+            RemoteCopyError: the group is held.
         """
         async with self._lock:
-            if self._window is not None:  # it was interrupted, and newer writes wait in the active layers
-                await self._finish(self._window)
             group = self._group
-            volumes = [volume for volume in group.volumes.values() if not volume.layers.clean]
-            for volume in volumes:
-                volume.layers.freeze()
-            self._window = _Window(volumes, group.applied_mark, group.layer_bytes, group.facts.start_ordinal)
-            group.layer_bytes = 0
-            await self._finish(self._window)
+            try:
+                if group.read_error is not None:
+                    raise group.read_error
+                if self._window is not None:  # it was interrupted, and newer writes wait in the active layers
+                    await self._finish(self._window)
+                volumes = [volume for volume in group.volumes.values() if not volume.layers.clean]
+                for volume in volumes:
+                    volume.layers.freeze()
+                self._window = _Window(volumes, group.applied_mark, group.layer_bytes, group.facts.start_ordinal)
+                group.layer_bytes = 0
+                await self._finish(self._window)
+            except RemoteCopyError:
+                size = 0
+                if self._window is not None:
+                    size, self._window = self._window.size, replace(self._window, size=0)
+                group.release_cache(size)
+                raise
 
     async def _finish(self, window: _Window) -> None:
         group = self._group
         volumes = window.volumes
         if window.mark[0] > group.durable_seq:  # ticks alone too: recovery will look for what the mark says
-            try:
-                await group.make_durable()
-            except RemoteCopyError:  # these stay in memory for readers; other groups need not wait for them
-                self._window = replace(window, size=0)
-                group.budget.release(window.size)
-                raise
+            await group.make_durable()
         if volumes:
             if group.role is Role.SECONDARY:
                 await self._announce(group, window.mark[0])
@@ -120,6 +131,7 @@ class Destager:
                 volume.layers.drop_frozen()
                 volume.destages += 1
             self.windows += 1
+        self._resume()
         self._window = None
         if window.start_ordinal == group.facts.start_ordinal:  # else the numbers are those of a journal before
             group.destaged_mark = window.mark
@@ -134,9 +146,9 @@ class Destager:
                 continue
             if _has_blocks(layers, region) or self._group.stages(volume, region):
                 disk, offset = volume.pool.locate(volume.map[region])
-                await self._put(disk, partial(disk.file.zero, offset, volume.pool.region_size))
+                self._put(disk, partial(disk.file.zero, offset, volume.pool.region_size))
             else:
-                self._freed(volume.pool, volume.unmap(region))
+                self._freed(self._group, volume.pool, volume.unmap(region))
             if count % 256 == 0:
                 await asyncio.sleep(0)
 
@@ -144,13 +156,13 @@ class Destager:
         writes = slice_bytes = 0
         for disk, offset, buffers, size in _runs(volume):
             if size >= LONG_WRITE:
-                await self._put(disk, partial(disk.file.write_long, buffers, size, offset))
+                await self._put_long(disk, partial(disk.file.write_long, buffers, size, offset))
                 self.bytes_written += size
                 continue
             if len(buffers) == 1:
-                await self._put(disk, partial(disk.file.write, buffers[0], offset))
+                self._put(disk, partial(disk.file.write, buffers[0], offset))
             else:
-                await self._put(disk, partial(disk.file.write_vector, buffers, size, offset))
+                self._put(disk, partial(disk.file.write_vector, buffers, size, offset))
             writes += 1
             slice_bytes += size
             if writes >= SLICE_WRITES or slice_bytes >= SLICE_BYTES:
@@ -159,28 +171,38 @@ class Destager:
                 await asyncio.sleep(0)
         self.bytes_written += slice_bytes
 
-    async def _put(self, disk: Disk, write: Callable[[], Awaitable[None] | None]) -> None:
-        """Write once; while the disk refuses, hosts get the error and the data stays in journal and cache."""
-        group = self._group
-        failing: DiskFailed | None = None
-        while True:
-            try:
-                waiting = write()
-                if waiting is not None:
-                    await waiting
-            except OSError as error:
-                if failing is None:
-                    failing = DiskFailed(f"disk {disk.name}: {error}", disk=disk.name)
-                    self._report("destage-failed", {"group": group.name, "disk": disk.name, "error": str(error)})
-                    if group.write_error is None:
-                        group.refuse_writes(failing)
-                await asyncio.sleep(RETRY_S)
-                continue
-            if failing is not None:
-                self._report("destage-resumed", {"group": group.name, "disk": disk.name})
-                if group.write_error is failing:  # a failed sync or a fence is not over because a write succeeded
-                    group.refuse_writes(None)
-            return
+    def _put(self, disk: Disk, write: Callable[[], None]) -> None:
+        """Write once.
+
+        Raises:
+            DiskFailed: it did not work, and the group says so.
+        """
+        try:
+            write()
+        except OSError as error:
+            raise self._failed(disk, error) from error
+
+    async def _put_long(self, disk: Disk, write: Callable[[], Awaitable[None]]) -> None:
+        """Like `_put`, in a thread."""
+        try:
+            await write()
+        except OSError as error:
+            raise self._failed(disk, error) from error
+
+    def _failed(self, disk: Disk, error: OSError) -> DiskFailed:
+        failed = DiskFailed(f"disk {disk.name}: {error}", disk=disk.name)
+        if self._failing is None:
+            self._report("destage-failed", {"group": self._group.name, "disk": disk.name, "error": str(error)})
+        self._failing = disk.name
+        self._group.disk_failed(failed)
+        return failed
+
+    def _resume(self) -> None:
+        """A whole window is on the disks."""
+        if self._failing is not None:
+            self._report("destage-resumed", {"group": self._group.name, "disk": self._failing})
+            self._failing = None
+            self._group.disk_failed(None)
 
 
 def write_layers_now(group: Group) -> None:

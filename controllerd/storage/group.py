@@ -27,6 +27,7 @@ from controllerd.model.errors import (
     BadOrder,
     Busy,
     Corrupt,
+    DiskFailed,
     JournalFailed,
     NoSpace,
     ReadOnly,
@@ -108,7 +109,10 @@ class Group:
         self.role = Role(facts.role)
         self.generation = facts.generation
         self.write_error: RemoteCopyError | None = None
+        """What a host that writes now is told: `refused`, `read_error` or `disk_error`."""
+        self.refused: RemoteCopyError | None = None
         self.read_error: RemoteCopyError | None = None
+        self.disk_error: DiskFailed | None = None
         self.last_seq = facts.destaged
         self.last_time = facts.destaged_time
         self.last_origin = facts.destaged_origin
@@ -216,13 +220,23 @@ class Group:
         """Write time of ``applied_seq``."""
         return self.applied.time
 
+    @property
+    def recovered(self) -> bool:
+        """Whether the journal was read; if not, the group's numbers are those of the last checkpoint."""
+        return bool(self.journal.chain)
+
+    @property
+    def apply_error(self) -> RemoteCopyError | None:
+        """Why nothing may be applied now, or None: what is applied must be able to reach the disks."""
+        return self.read_error or self.disk_error
+
     def has_pending(self, key: int) -> bool:
         """Whether a volume has records that are not applied yet."""
         return any(entry.volume == key for entry in self.pending)
 
     def describe_fault(self) -> str | None:
         """One line for people when the group cannot work as it should; passing states (Busy) are no faults."""
-        error = self.read_error or self.journal.failed or self.write_error
+        error = self.read_error or self.journal.failed or self.disk_error or self.write_error
         return None if error is None or isinstance(error, Busy) else str(error)
 
     # ---- staging -----------------------------------------------------------
@@ -481,9 +495,34 @@ class Group:
             self._accept_waiters.append(waiter)
 
     def refuse_writes(self, error: RemoteCopyError | None) -> None:
-        """Refuse host writes with ``error`` from now on; None takes them again."""
-        self.write_error = error
+        """Refuse host writes with ``error`` from now on; None takes them again, unless a disk does not."""
+        self.refused = error
+        self._refuse()
+
+    def disk_failed(self, error: DiskFailed | None) -> None:
+        """A disk does not take what is destaged: hosts get ``error``, nothing is applied. None: it does again."""
+        self.disk_error = error
+        self._refuse()
+
+    def hold(self, error: RemoteCopyError) -> None:
+        """Neither readable nor writable until a restart recovers it: what it would show cannot be trusted (I9)."""
+        self.read_error = error
+        self.release_cache()
+        self._refuse()
+
+    def _refuse(self) -> None:
+        self.write_error = self.refused or self.read_error or self.disk_error
         self.update_accepting()
+
+    def release_cache(self, size: int = 0) -> None:
+        """Leave what is cached, ``size`` bytes that are being destaged too, to this group's readers.
+
+        It cannot be destaged, and other groups need not wait for the budget that it takes. It grows no more:
+        hosts are refused, and the apply loop waits.
+        """
+        size, self.layer_bytes = size + self.layer_bytes, 0
+        if size:
+            self.budget.release(size)
 
     @property
     def overflowing(self) -> bool:
@@ -492,9 +531,8 @@ class Group:
         return self.journal.room < self._margin and kept is not None and kept < self.facts.destaged
 
     def _stop_waiting(self) -> None:
-        """The journal failed: hosts that wait get the error, and other groups the budget that never drains here."""
-        size, self.layer_bytes = self.layer_bytes, 0
-        self.budget.release(size)
+        """The journal failed: hosts that wait get the error."""
+        self.release_cache()
         self.update_accepting()
 
     # ---- journal for peers ---------------------------------------------------

@@ -200,6 +200,55 @@ class SystemFile:
             self._fd = -1
 
 
+class AbsentFile:
+    """Stands for a file that cannot be opened: whatever is asked of it fails with ENXIO."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def _fail(self) -> OSError:
+        return OSError(errno.ENXIO, os.strerror(errno.ENXIO), self.path)
+
+    def read_nowait(self, buffer: memoryview, offset: int) -> bool:
+        raise self._fail()
+
+    def read_now(self, buffer: memoryview, offset: int) -> None:
+        raise self._fail()
+
+    async def read(self, buffer: memoryview, offset: int) -> None:
+        raise self._fail()
+
+    def write(self, data: Buffer, offset: int) -> None:
+        raise self._fail()
+
+    def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        raise self._fail()
+
+    async def write_long(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        raise self._fail()
+
+    async def sync(self) -> None:
+        raise self._fail()
+
+    def sync_now(self) -> None:
+        raise self._fail()
+
+    def allocate(self, size: int) -> None:
+        raise self._fail()
+
+    def zero(self, offset: int, length: int) -> None:
+        raise self._fail()
+
+    def is_blank(self) -> bool:
+        raise self._fail()
+
+    def size(self) -> int:
+        raise self._fail()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class SystemFiles:
     """Files of the operating system."""
 

@@ -25,7 +25,7 @@ _HINT_RUN: Final = 64
 
 @dataclass(slots=True)
 class Disk:
-    """A file or raw block device that gives capacity."""
+    """A file or raw block device that gives capacity. ``failed``: why it is not used any more, until a restart."""
 
     name: str
     path: str
@@ -138,17 +138,28 @@ class Pool:
             self._used[start : start + count] = bytes(count)
             self.free += count
 
-    def zero_free(self) -> None:
-        """Zero every free region: after a crash some may hold data that was destaged and never checkpointed."""
-        for index, start in enumerate(self._starts):
-            end = self._starts[index + 1] if index + 1 < len(self._starts) else len(self._used)
-            position = start
-            while (position := self._used.find(0, position, end)) >= 0:
-                stop = self._used.find(1, position, end)
-                stop = end if stop < 0 else stop
-                disk, offset = self.locate(position)
-                disk.file.zero(offset, (stop - position) << self.shift)
-                position = stop
+    def zero_free(self) -> list[tuple[Disk, OSError]]:
+        """Zero every free region: after a crash some may hold data that was destaged and never checkpointed.
+
+        Returns the disks where that failed, which then must not be used.
+        """
+        failed: list[tuple[Disk, OSError]] = []
+        for index, disk in enumerate(self.disks):
+            try:
+                if disk.failed is None:
+                    self._zero_free(index, disk)
+            except OSError as error:
+                failed.append((disk, error))
+        return failed
+
+    def _zero_free(self, index: int, disk: Disk) -> None:
+        position = self._starts[index]
+        end = self._starts[index + 1] if index + 1 < len(self._starts) else len(self._used)
+        while (position := self._used.find(0, position, end)) >= 0:
+            stop = self._used.find(1, position, end)
+            stop = end if stop < 0 else stop
+            disk.file.zero((position - self._starts[index]) << self.shift, (stop - position) << self.shift)
+            position = stop
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 
-from controllerd.model.errors import Corrupt, JournalFailed, RemoteCopyError
+from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
 from controllerd.model.records import Record
 from controllerd.storage.destage import write_layers_now
@@ -28,7 +28,7 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
     A primary's records become visible. At a secondary those through ``reached`` do, since the
     disks may have some of them, and the others wait for the apply loop. ``intact``: the machine
     has run on since the last write, only the process ended. A group that cannot be
-    recovered gets ``read_error`` and ``write_error`` and returns 0.
+    recovered is held, and returns 0.
     """
     facts = group.facts
     redone = 0
@@ -58,9 +58,7 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
         )
         group.journal.adopt(scan.chain, scan.spares, scan.last, scan.next_ordinal)
     except (RemoteCopyError, OSError) as error:
-        fault = error if isinstance(error, RemoteCopyError) else Corrupt(f"group {group.name}: {error}")
-        group.read_error = fault
-        group.refuse_writes(fault)
+        group.hold(error if isinstance(error, RemoteCopyError) else DiskFailed(f"group {group.name}: {error}"))
         return 0
     last = group.journal.last
     facts.incarnations = [*(run for run in facts.incarnations if run[0] <= last), (last + 1, group.incarnation + 1)]

@@ -26,7 +26,7 @@ from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.checkpoint import Checkpointer
 from controllerd.storage.destage import Destager
 from controllerd.storage.group import Group, GroupFacts, fresh_group_id
-from controllerd.storage.io import Files
+from controllerd.storage.io import AbsentFile, Files
 from controllerd.storage.journal import Journal
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.recovery import recover_group
@@ -119,12 +119,11 @@ class StorageSystem:
     # ---- life --------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load the catalogue, recover every group, and begin the background work.
+        """Load the catalogue, recover every group whose disks work, and begin the background work.
 
         Raises:
             Corrupt: the catalogue is damaged, lost or contradicts itself.
             Conflict: the data directory is another controller's.
-            DiskFailed: a disk file is missing or smaller than it was.
         """
         self._claim()
         boot = self.settings.boot
@@ -132,10 +131,12 @@ class StorageSystem:
         clean = self.catalogue.get_fact("clean") is True
         self._load()
         if not clean:
-            for pool in self.pools.values():
-                pool.zero_free()
+            for disk, error in [found for pool in self.pools.values() for found in pool.zero_free()]:
+                self.fail_disk(disk, str(error))
         windows = self.catalogue.get_documents("destaging")
         for group in self.groups.values():
+            if group.read_error is not None:
+                continue  # as it is in the catalogue, for a start with its disks
             window = windows.get(group.name, {})
             current = window.get("start_ordinal") == group.facts.start_ordinal
             redone = await recover_group(group, self._files, window["reached"] if current else 0, intact=intact)
@@ -144,9 +145,11 @@ class StorageSystem:
                 {"group": group.name, "records": redone, "last": group.last_seq, "fault": group.describe_fault()},
             )
         self.catalogue.put_fact("clean", False)
-        self.catalogue.put_fact("boot", boot)
+        recovered = all(group.read_error is None for group in self.groups.values())
+        self.catalogue.put_fact("boot", boot if recovered else "")
         for group in self.groups.values():
-            self.catalogue.put_document("group", group.name, group.document())
+            if group.read_error is None:
+                self.catalogue.put_document("group", group.name, group.document())
             self.destagers[group.name].start()
         self.checkpointer.start()
 
@@ -162,7 +165,9 @@ class StorageSystem:
             async with asyncio.timeout(30):
                 await self.checkpointer.checkpoint()
                 await self.checkpointer.sync_disks()  # the zeros in regions that came back with it
-            if all(group.describe_fault() is None for group in self.groups.values()):
+            checkpointer = self.checkpointer
+            left = [checkpointer.leaked, *checkpointer.behind.values(), *(disk.failed for disk in self.disks.values())]
+            if not any(left) and all(group.describe_fault() is None for group in self.groups.values()):
                 self.catalogue.put_fact("clean", True)
         except (DiskFailed, TimeoutError, OSError) as error:
             self.report("stop-without-checkpoint", {"error": str(error)})
@@ -219,22 +224,35 @@ class StorageSystem:
         for name, document in self.catalogue.get_documents("volume").items():
             volume = self._add_volume(name, document)
             volume.load_map(self.catalogue.load_map(volume.volume_id))
+        for disk in self.disks.values():
+            if disk.failed is not None:
+                self._hold_groups(disk, disk.failed)
 
     def _open_disk(self, name: str, path: str, size: int) -> Disk:
         try:
             file = self._files.open(path)
+            present = file.size()
         except OSError as error:
-            raise DiskFailed(f"disk {name}: {path}: {error.strerror}", disk=name) from error
-        if file.size() < size:
-            raise DiskFailed(f"disk {name}: {path} has {file.size()} bytes, it had {size}", disk=name)
-        return Disk(name, path, size, file)
+            return Disk(name, path, size, AbsentFile(path), _failure(name, f"{path}: {error.strerror}"))
+        short = present < size
+        return Disk(
+            name, path, size, file, _failure(name, f"{path} has {present} bytes, it had {size}") if short else None
+        )
 
-    def fail_disk(self, disk: Disk) -> None:
-        """A sync failed: groups that use the disk take no more writes (I4)."""
-        self.report("disk-failed", {"disk": disk.name, "error": disk.failed})
+    def fail_disk(self, disk: Disk, reason: str) -> None:
+        """Use a disk no more: the groups that have volumes in its pool are held, all others go on (I4, I7, F13).
+
+        Not readable either: after a failed sync the page cache may lose what was destaged, and
+        would then show what was there before.
+        """
+        disk.failed = _failure(disk.name, reason)
+        self._hold_groups(disk, disk.failed)
+
+    def _hold_groups(self, disk: Disk, failed: str) -> None:
+        self.report("disk-failed", {"disk": disk.name, "error": failed})
         for group in self.groups.values():
             if any(disk in volume.pool.disks for volume in group.volumes.values()):
-                group.refuse_writes(DiskFailed(disk.failed or "", disk=disk.name))
+                group.hold(DiskFailed(failed, disk=disk.name))
 
     def check_overflow(self) -> None:
         """After a checkpoint: tell who keeps a journal full (spec §3.7)."""
@@ -292,6 +310,7 @@ class StorageSystem:
         Raises:
             Conflict: the name is taken, or a disk is in a pool.
             NotFound: there is no such disk.
+            DiskFailed: a disk does not work.
             BadOrder: no disk, or a region size that is not possible.
         """
         self._check_new("pool", name, self.pools)
@@ -304,6 +323,7 @@ class StorageSystem:
             owner = next((pool.name for pool in self.pools.values() if self.disks[disk_name] in pool.disks), None)
             if owner is not None:
                 raise Conflict(f"disk {disk_name} is in pool {owner}")
+            _check_works(self.disks[disk_name])
             chosen.append(self.disks[disk_name])
         pool = Pool(name, region_size or self.settings.region_bytes, chosen)
         self.catalogue.put_document("pool", name, {"region_size": pool.region_size, "disks": disks})
@@ -446,15 +466,15 @@ class StorageSystem:
         """
         refusals = {}
         for group in groups:
-            refusals[group.name] = (group.write_error, Busy(f"group {group.name} is changing its role"))
+            refusals[group.name] = (group.refused, Busy(f"group {group.name} is changing its role"))
             group.refuse_writes(refusals[group.name][1])
         try:
-            await self.checkpointer.checkpoint()
-            await self.checkpointer.checkpoint(change)
+            await self.checkpointer.checkpoint(needed=groups)
+            await self.checkpointer.checkpoint(change, needed=groups)
         finally:
             for group in groups:
                 before, ours = refusals[group.name]
-                if group.write_error is ours:
+                if group.refused is ours:
                     group.refuse_writes(before)
 
     async def restart_group(
@@ -494,6 +514,7 @@ class StorageSystem:
         Raises:
             Conflict: the name is taken, or the group is a secondary.
             NotFound: no such pool or group.
+            DiskFailed: a disk of the pool does not work.
             BadOrder: the size is not a multiple of 512 or out of range, or the block size is not possible.
         """
         self._check_new("volume", name, self.volumes)
@@ -501,6 +522,8 @@ class StorageSystem:
         self.guard(owner, f"create volume {name}")
         if pool not in self.pools:
             raise NotFound(f"no pool named {pool}")
+        for disk in self.pools[pool].disks:
+            _check_works(disk)
         self._check_size(size)
         if block_size & (block_size - 1) or not 512 <= block_size <= 65536:
             raise BadOrder(f"block size {block_size} must be a power of two from 512 to 65536")
@@ -620,6 +643,7 @@ class StorageSystem:
         Raises:
             NotFound: there is none.
             Conflict: hosts have it open, or its group is a secondary.
+            JournalFailed, DiskFailed: its group cannot be brought up to date; the volume is as it was.
         """
         volume = self.volume(name)
         self.guard(volume.group, f"delete volume {name}")
@@ -628,15 +652,18 @@ class StorageSystem:
         if volume.group.role is Role.SECONDARY:
             raise Conflict(f"volume {name} is in secondary group {volume.group.name}; delete the pair first")
         access, volume.access = volume.access, Access.READ_ONLY
-        await self.checkpointer.checkpoint()  # from here on recovery meets no record of it
-        async with self.checkpointer.lock:
-            if volume.sessions:
-                volume.access = access
-                raise Conflict(f"volume {name} was opened meanwhile")
-            del self.volumes[name]
-            del volume.group.volumes[volume.key]
-            self.catalogue.delete_volume(name, volume.volume_id)
-            volume.pool.release([region for region in volume.map if region])
+        try:
+            await self.checkpointer.checkpoint(needed=[volume.group])  # from here on recovery meets no record of it
+            async with self.checkpointer.lock:
+                if volume.sessions:
+                    raise Conflict(f"volume {name} was opened meanwhile")
+                self.catalogue.delete_volume(name, volume.volume_id)
+                del self.volumes[name]
+                del volume.group.volumes[volume.key]
+                self.checkpointer.release(volume.pool, [region for region in volume.map if region])
+        except BaseException:
+            volume.access = access
+            raise
 
     @staticmethod
     def _check_new(kind: str, name: str, known: dict[str, Any]) -> None:
@@ -644,6 +671,15 @@ class StorageSystem:
             raise BadOrder(f"{kind} name {name!r}: use 1 to 63 letters, digits, '.', '_', '-'")
         if name in known:
             raise Conflict(f"a {kind} named {name} exists already")
+
+
+def _failure(disk: str, reason: str) -> str:
+    return f"disk {disk}: {reason}; restart the controller once the disk works"
+
+
+def _check_works(disk: Disk) -> None:
+    if disk.failed is not None:
+        raise DiskFailed(disk.failed, disk=disk.name)
 
 
 def _allow(group: Group, order: str) -> None:

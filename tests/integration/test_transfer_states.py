@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controllerd.model.errors import BadOrder, Conflict, Corrupt, MirrorLost, NotFound, ReadOnly
+from controllerd.model.errors import BadOrder, Conflict, Corrupt, DiskFailed, MirrorLost, NotFound, ReadOnly
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.pair_record import PairVolume
 from controllerd.replication.pairs import PairManager
@@ -406,3 +406,35 @@ async def test_old_primary_is_fenced_also_after_its_restart(sites: tuple[Site, S
     with contextlib.suppress(NotFound):
         await a.pairs.delete(identity)
     await a.write("v", 0, b"by order")
+
+
+@pytest.mark.parametrize("failing", ["A", "B"])
+async def test_site_that_starts_without_a_disk_concludes_nothing_and_goes_on_with_it_later(
+    tmp_path: Path, failing: str
+) -> None:
+    sites = {name: await Site(name, tmp_path / name).start() for name in "AB"}
+    a, b = sites["A"], sites["B"]
+    connect(a, b)
+    for site in (a, b):
+        site.make({"g": ["v"]})
+    await pair(a, "g", b)
+    await a.write("v", 0, b"before")
+    await caught_up(a, b, "g")
+    site = sites[failing]
+    await site.crash()
+    disk, aside = site.directory / "disk0", site.directory / "aside"
+    disk.rename(aside)
+    await site.start()
+    assert "disk disk: " in (site.group("g").describe_fault() or "")
+    with pytest.raises(DiskFailed):
+        await b.pairs.takeover() if site is b else site.put("v", 0, b"refused")
+    await asyncio.sleep(0.5)  # several attempts to connect
+    assert [status.state for status in a.pairs.status() + b.pairs.status()] == ["PAIR", "PAIR"]
+    await site.crash()
+    aside.rename(disk)
+    await site.start()
+    await a.write("v", 1, b"after")
+    await caught_up(a, b, "g")
+    assert await b.image("v") == await a.image("v")
+    await a.stop()
+    await b.stop()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import BadOrder, NoSpace, RemoteCopyError
+from controllerd.model.errors import BadOrder, DiskFailed, NoSpace, RemoteCopyError
 from controllerd.model.records import Kind
 from controllerd.replication import applier as applier_module
 from controllerd.replication.applier import DomainApplier
@@ -36,6 +36,7 @@ class FakeGroup:
         self.pending: deque[Entry] = deque()
         self.applied_seq = self.applied_time = self.last_seq = self.durable_seq = 0
         self.apply_room = True
+        self.apply_error: RemoteCopyError | None = None
         self.error: RemoteCopyError | None = None
         self._shown = shown
 
@@ -220,3 +221,16 @@ async def test_restart_takes_in_what_is_pending() -> None:
         again.add(group, 0, "time")
     await again.settle()
     assert domain.shown == [("g", 1), ("h", 2)]
+
+
+async def test_group_whose_disk_failed_holds_its_domain_and_says_why() -> None:
+    domain = Domain("gh")
+    domain.arrive("g", *range(1, 10))
+    domain.arrive("h", 5)
+    domain.groups["h"].apply_error = DiskFailed("disk d: broken")
+    assert await domain.settle() == []
+    assert domain.loop.fault == "disk d: broken"
+    domain.groups["h"].apply_error = None
+    assert await domain.settle() == [1, 2, 3, 4]
+    assert domain.events == ["apply-stopped", "apply-resumed"]
+    domain.loop.freeze()

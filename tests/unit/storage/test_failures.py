@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import sqlite3
 
 import pytest
@@ -12,20 +10,8 @@ import pytest
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.system import StorageSystem
-from tests.simulation.disk import Fault, Loss
-from tests.unit.storage.helpers import SIZE, content, live, make_machine, put
-
-
-def failing(wanted: str, part: str, times: int = 1 << 30) -> Fault:
-    """Fail the next ``times`` calls of ``wanted`` on paths that contain ``part`` with EIO."""
-    left = [times]
-
-    def fault(operation: str, path: str, offset: int, length: int) -> None:
-        if operation == wanted and part in path and left[0] > 0:
-            left[0] -= 1
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    return fault
+from tests.simulation.disk import Loss
+from tests.unit.storage.helpers import SIZE, content, failing, live, make_machine, put
 
 
 def test_failed_journal_sync_is_never_followed_by_success() -> None:
@@ -34,7 +20,7 @@ def test_failed_journal_sync_is_never_followed_by_success() -> None:
     async def scenario(system: StorageSystem) -> None:
         group = system.groups["g0"]
         first = put(system, "v0", 0, b"a" * 4096)
-        machine.disk.fault = failing("sync", ".seg", times=1)
+        machine.disk.fault = failing(".seg", "sync", times=1)
         answers: list[RemoteCopyError | None] = []
         group.when_flushed(first, answers.append)
         await asyncio.sleep(1)
@@ -64,7 +50,7 @@ def test_hosts_that_wait_hear_of_a_failed_journal_and_other_groups_go_on() -> No
 
     async def scenario(system: StorageSystem) -> None:
         failed, healthy = system.groups["g0"], system.groups["g1"]
-        machine.disk.fault = failing("sync", "/000001/")
+        machine.disk.fault = failing("/000001/", "sync")
         for offset in range(0, SIZE, 65536):
             put(system, "v0", offset, bytes(65536))
         assert not failed.accepting
@@ -92,7 +78,7 @@ def test_disk_that_fails_for_a_while_loses_nothing(operation: str) -> None:
         group.stage_zeroes(volume, 0, 65536, trim=True)
         group.stage_write(volume, 100, memoryview(b"b" * 50))
         group.commit()
-        machine.disk.fault = failing(operation, "d.img", times=3)
+        machine.disk.fault = failing("d.img", operation, times=3)
         await asyncio.sleep(1.5)
         assert isinstance(group.write_error, DiskFailed)
         await asyncio.sleep(10)
@@ -135,12 +121,14 @@ def test_failed_disk_sync_holds_although_later_writes_succeed() -> None:
 
     async def scenario(system: StorageSystem) -> None:
         put(system, "v0", 0, b"a" * 4096)
-        machine.disk.fault = failing("sync", "d.img", times=1)
+        machine.disk.fault = failing("d.img", "sync", times=1)
+        group = system.groups["g0"]
+        for _ in range(2):
+            with pytest.raises(DiskFailed):
+                await system.checkpointer.checkpoint(needed=[group])
+        assert isinstance(group.write_error, DiskFailed)
         with pytest.raises(DiskFailed):
-            await system.checkpointer.checkpoint()
-        assert isinstance(system.groups["g0"].write_error, DiskFailed)
-        with pytest.raises(DiskFailed):
-            await system.checkpointer.checkpoint()
+            await content(system, "v0")  # the page cache may have lost what the sync did not write (F13)
         with pytest.raises(DiskFailed):
             put(system, "v0", 0, b"b" * 4096)
 
@@ -159,7 +147,7 @@ def test_reading_a_failing_disk_is_an_error_never_zeros() -> None:
     async def scenario(system: StorageSystem) -> None:
         put(system, "v0", 0, b"a" * 4096)
         await system.checkpointer.checkpoint()
-        machine.disk.fault = failing("read", "d.img")
+        machine.disk.fault = failing("d.img", "read")
         with pytest.raises(DiskFailed):
             await content(system, "v0")
 
@@ -172,7 +160,7 @@ def test_reading_a_journal_from_a_failing_disk_is_a_typed_error() -> None:
 
     async def scenario(system: StorageSystem) -> None:
         put(system, "v0", 0, b"a" * 4096)
-        machine.disk.fault = failing("read", ".seg", times=1)
+        machine.disk.fault = failing(".seg", "read", times=1)
         with pytest.raises(DiskFailed):
             await system.groups["g0"].read_journal_slow(1, 4096)
         assert await system.groups["g0"].read_journal_slow(1, 4096) is not None
