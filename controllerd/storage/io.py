@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Sequence
@@ -72,6 +73,9 @@ class File(Protocol):
     def size(self) -> int:
         """Size in bytes, of a raw block device too."""
 
+    def claim(self) -> bool:
+        """Lock the file until it is closed; False: somebody else has it, under whatever name."""
+
     def close(self) -> None:
         """Close; nothing is synced."""
 
@@ -90,6 +94,12 @@ class Files(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
+
+    def resolve(self, path: str) -> str:
+        """The path without links and dots."""
+
+    def room(self, path: str) -> int:
+        """Bytes that the file system where ``path`` is or would be has left."""
 
     def sync_directory(self, directory: str) -> None:
         """Make created and removed names durable."""
@@ -194,6 +204,13 @@ class SystemFile:
             return os.lseek(self._fd, 0, os.SEEK_END)
         return os.fstat(self._fd).st_size
 
+    def claim(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -245,6 +262,9 @@ class AbsentFile:
     def size(self) -> int:
         raise self._fail()
 
+    def claim(self) -> bool:
+        raise self._fail()
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -259,6 +279,8 @@ class SystemFiles:
         if create:
             _make_directory(os.path.dirname(path) or ".")
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        if not create and stat.S_ISBLK(os.stat(path).st_mode):
+            flags |= os.O_EXCL  # a device with a mounted file system is refused
         return SystemFile(path, os.open(path, flags, 0o600), self._pool)
 
     def exists(self, path: str) -> bool:
@@ -271,6 +293,15 @@ class SystemFiles:
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    def resolve(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def room(self, path: str) -> int:
+        while not os.path.exists(path):
+            path = os.path.dirname(path) or "."
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def sync_directory(self, directory: str) -> None:
         _sync_directory(directory)

@@ -10,7 +10,6 @@ Every order is durable when it returns, or refused with nothing half done (spec 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from controllerd.storage.budget import CacheBudget
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.checkpoint import Checkpointer
 from controllerd.storage.destage import Destager
+from controllerd.storage.disks import failure, open_disk, take_disk
 from controllerd.storage.group import Group, GroupFacts, fresh_group_id
-from controllerd.storage.io import AbsentFile, Files
+from controllerd.storage.io import Files
 from controllerd.storage.journal import Journal
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.recovery import recover_group
@@ -214,7 +214,7 @@ class StorageSystem:
 
     def _load(self) -> None:
         for name, document in self.catalogue.get_documents("disk").items():
-            self.disks[name] = self._open_disk(name, document["path"], document["size"])
+            self.disks[name] = open_disk(self._files, name, document["path"], document["size"])
         for name, document in self.catalogue.get_documents("pool").items():
             self.pools[name] = Pool(name, document["region_size"], [self.disks[disk] for disk in document["disks"]])
         for name, document in self.catalogue.get_documents("group").items():
@@ -228,24 +228,13 @@ class StorageSystem:
             if disk.failed is not None:
                 self._hold_groups(disk, disk.failed)
 
-    def _open_disk(self, name: str, path: str, size: int) -> Disk:
-        try:
-            file = self._files.open(path)
-            present = file.size()
-        except OSError as error:
-            return Disk(name, path, size, AbsentFile(path), _failure(name, f"{path}: {error.strerror}"))
-        short = present < size
-        return Disk(
-            name, path, size, file, _failure(name, f"{path} has {present} bytes, it had {size}") if short else None
-        )
-
     def fail_disk(self, disk: Disk, reason: str) -> None:
         """Use a disk no more: the groups that have volumes in its pool are held, all others go on (I4, I7, F13).
 
         Not readable either: after a failed sync the page cache may lose what was destaged, and
         would then show what was there before.
         """
-        disk.failed = _failure(disk.name, reason)
+        disk.failed = failure(disk.name, reason)
         self._hold_groups(disk, disk.failed)
 
     def _hold_groups(self, disk: Disk, failed: str) -> None:
@@ -268,39 +257,19 @@ class StorageSystem:
         ``erase``: take an existing file or device although it holds data, which is lost.
 
         Raises:
-            Conflict: the name or path is taken, or the file holds data.
-            BadOrder: the file is missing and no size was given, or it is smaller than ``size``.
-            NoSpace: the file system has no room for it.
+            Conflict, BadOrder, NoSpace: the name is taken, or see `take_disk`.
         """
         self._check_new("disk", name, self.disks)
-        if any(disk.path == path for disk in self.disks.values()):
-            raise Conflict(f"{path} is a disk already")
-        exists = self._files.exists(path)
-        if not exists and size is None:
-            raise BadOrder(f"disk {name}: {path} does not exist; give a size to create it")
-        if size is not None and size < self.settings.region_bytes:
-            raise BadOrder(f"disk {name}: {size} bytes is less than one region of {self.settings.region_bytes}")
+        settings = self.settings
+        disk = take_disk(
+            self._files, name, path, size,
+            erase=erase, smallest=settings.region_bytes, data_directory=settings.data_directory,
+        )  # fmt: skip
         try:
-            file = self._files.open(path, create=not exists)
-            if not exists and size is not None:
-                file.allocate(size)
-            file.sync_now()  # an order before may have been interrupted after making the file
-            self._files.sync_directory(os.path.dirname(path) or ".")
-            present = file.size()
-        except OSError as error:
-            if not exists:
-                self._files.remove(path)
-            raise NoSpace(f"disk {name}: {path}: {error.strerror}") from error
-        if size is not None and present < size:
-            file.close()
-            raise BadOrder(f"disk {name}: {path} has {present} bytes, fewer than {size}")
-        disk = Disk(name, path, size or present, file)
-        if exists and not file.is_blank():
-            if not erase:
-                file.close()
-                raise Conflict(f"disk {name}: {path} holds data, which would be lost; order it with erase to take it")
-            file.zero(0, disk.size)
-        self.catalogue.put_document("disk", name, {"path": path, "size": disk.size})
+            self.catalogue.put_document("disk", name, {"path": path, "size": disk.size})
+        except BaseException:
+            disk.file.close()
+            raise
         self.disks[name] = disk
         return disk
 
@@ -671,10 +640,6 @@ class StorageSystem:
             raise BadOrder(f"{kind} name {name!r}: use 1 to 63 letters, digits, '.', '_', '-'")
         if name in known:
             raise Conflict(f"a {kind} named {name} exists already")
-
-
-def _failure(disk: str, reason: str) -> str:
-    return f"disk {disk}: {reason}; restart the controller once the disk works"
 
 
 def _check_works(disk: Disk) -> None:

@@ -115,6 +115,7 @@ class SimulatedDisk:
     def __init__(self, rng: random.Random, *, capacity: int | None = None) -> None:
         self.rng = rng
         self.capacity = capacity
+        self.claims: set[tuple[int, str]] = set()
         self.directories: dict[str, _Directory] = {}
         self.fault: Fault | None = None
         self.calls = 0
@@ -414,8 +415,16 @@ class SimulatedFile:
         self._disk.call(self._life, "stat", self.path)
         return len(self._content.seen)
 
+    def claim(self) -> bool:
+        """See File; names are never links here."""
+        key = (self._life, self.path)
+        claimed = key not in self._disk.claims
+        self._disk.claims.add(key)
+        return claimed
+
     def close(self) -> None:
         """See File."""
+        self._disk.claims.discard((self._life, self.path))
 
 
 class SimulatedFiles:
@@ -445,6 +454,14 @@ class SimulatedFiles:
         self._disk.call(self._life, "stat", path)
         directory = self._disk.directories.get(os.path.dirname(path))
         return path in self._disk.directories or (directory is not None and path in directory.seen)
+
+    def resolve(self, path: str) -> str:
+        """See Files; there are no links here."""
+        return os.path.normpath(path)
+
+    def room(self, path: str) -> int:
+        """See Files."""
+        return 1 << 60 if self._disk.capacity is None else self._disk.capacity
 
     def names(self, directory: str) -> list[str]:
         """See Files."""
