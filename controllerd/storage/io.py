@@ -41,10 +41,10 @@ class File(Protocol):
         """Fill ``buffer`` from the page cache; False when that would wait for the disk."""
 
     def read_now(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer``, waiting for the disk; zeros beyond the end of the file."""
+        """Fill ``buffer``, waiting for the disk; OSError beyond the end of the file."""
 
     async def read(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` without holding up the loop; zeros beyond the end of the file."""
+        """Fill ``buffer`` without holding up the loop; OSError beyond the end of the file."""
 
     def write(self, data: Buffer, offset: int) -> None:
         """Write all of ``data``."""
@@ -135,9 +135,8 @@ class SystemFile:
         done = 0
         while done < len(buffer):
             count = os.preadv(self._fd, [buffer[done:]], offset + done)
-            if count == 0:
-                buffer[done:] = bytes(len(buffer) - done)
-                return
+            if count == 0:  # zeros instead would be taken for data (I9)
+                raise OSError(errno.EIO, f"the file ends at byte {offset + done}")
             done += count
 
     async def read(self, buffer: memoryview, offset: int) -> None:

@@ -162,7 +162,7 @@ def _open_segments(
         if not name.endswith(".seg"):
             continue
         file = files.open(f"{directory}/{name}")
-        data = memoryview(bytearray(SEGMENT_HEADER.size))
+        data = memoryview(bytearray(min(SEGMENT_HEADER.size, file.size())))
         file.read_now(data, 0)
         try:
             header = decode_segment_untrusted(bytes(data), group_id)

@@ -12,6 +12,7 @@ write part of a new region and the rest of it is zeros (VC ¶68: free areas).
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +50,8 @@ class Pool:
         self._starts: list[int] = []
         self._used = bytearray(b"\1")  # region 0 is never given out
         self.free = 0
+        self.on_full: Callable[[Pool], None] = _nobody
+        """Called whenever a region is wanted and none is free."""
         self._cursor = 1
         for disk in disks:
             self.add_disk(disk)
@@ -121,6 +124,7 @@ class Pool:
         if found < 0:
             found = self._used.find(0)
         if found < 0:
+            self.on_full(self)
             raise NoSpace(f"pool {self.name} has no free region left ({self.regions} of {self.region_size} bytes used)")
         return found
 
@@ -160,6 +164,10 @@ class Pool:
             stop = end if stop < 0 else stop
             disk.file.zero((position - self._starts[index]) << self.shift, (stop - position) << self.shift)
             position = stop
+
+
+def _nobody(pool: Pool) -> None:
+    """Nobody wants to know."""
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

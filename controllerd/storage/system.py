@@ -34,6 +34,8 @@ from controllerd.storage.volume import Access, Volume
 
 MIN_VOLUME: Final = 512
 MAX_VOLUME: Final = 1 << 50
+_FULL_AGAIN_NS: Final = 1_000_000_000
+"""A pool that stays full is spoken of this often."""
 
 Report = Callable[[str, dict[str, object]], None]
 
@@ -102,6 +104,7 @@ class StorageSystem:
         self.volumes: dict[str, Volume] = {}
         self.destagers: dict[str, Destager] = {}
         self.budget = CacheBudget(settings.cache_bytes)
+        self._full_since: dict[str, int] = {}
         self.guard: Callable[[Group, str], None] = _allow
         """Asked before an order changes a group's volumes; raises Conflict when a pair forbids it."""
         self._files = files
@@ -216,7 +219,7 @@ class StorageSystem:
         for name, document in self.catalogue.get_documents("disk").items():
             self.disks[name] = open_disk(self._files, name, document["path"], document["size"])
         for name, document in self.catalogue.get_documents("pool").items():
-            self.pools[name] = Pool(name, document["region_size"], [self.disks[disk] for disk in document["disks"]])
+            self._add_pool(Pool(name, document["region_size"], [self.disks[disk] for disk in document["disks"]]))
         for name, document in self.catalogue.get_documents("group").items():
             facts = GroupFacts(**document)
             facts.incarnations = [(first, number) for first, number in facts.incarnations]
@@ -296,8 +299,20 @@ class StorageSystem:
             chosen.append(self.disks[disk_name])
         pool = Pool(name, region_size or self.settings.region_bytes, chosen)
         self.catalogue.put_document("pool", name, {"region_size": pool.region_size, "disks": disks})
-        self.pools[name] = pool
+        self._add_pool(pool)
         return pool
+
+    def _add_pool(self, pool: Pool) -> None:
+        pool.on_full = self._pool_full
+        self.pools[pool.name] = pool
+
+    def _pool_full(self, pool: Pool) -> None:
+        """A host got ENOSPC: tell people, and ask for a checkpoint, which gives trimmed regions back."""
+        now = self.clock()
+        if abs(now - self._full_since.get(pool.name, 0)) > _FULL_AGAIN_NS:
+            self._full_since[pool.name] = now
+            self.report("pool-full", {"pool": pool.name, "regions": pool.regions})
+            self.checkpointer.request()
 
     # ---- groups --------------------------------------------------------------
 

@@ -328,8 +328,9 @@ class SimulatedFile:
         """See File."""
         self._disk.call(self._life, "read", self.path, offset, len(buffer))
         data = self._content.seen[offset : offset + len(buffer)]
-        buffer[: len(data)] = data
-        buffer[len(data) :] = bytes(len(buffer) - len(data))
+        if len(data) < len(buffer):
+            raise OSError(errno.EIO, f"the file ends at byte {len(self._content.seen)}")
+        buffer[:] = data
 
     async def read(self, buffer: memoryview, offset: int) -> None:
         """See File; the content is that of some moment during the call."""

@@ -147,6 +147,17 @@ def test_records_behind_the_end_are_normal_after_a_power_cut(tmp_path: Path) -> 
     _life(tmp_path, is_cut, boot="another one")
 
 
+def test_disk_that_shrinks_while_in_use_gives_an_error_and_not_zeros(tmp_path: Path) -> None:
+    async def shrink(system: StorageSystem) -> None:
+        await _fill(system)
+        await system.checkpointer.checkpoint()
+        (tmp_path / "disks/d.img").write_bytes(b"")
+        with pytest.raises(DiskFailed, match="the file ends at byte 0"):
+            await content(system, "v")
+
+    _life(tmp_path, shrink)
+
+
 def _flip_in(directory: Path, table: str, column: str) -> None:
     """Change one byte of the first row's ``column``."""
     with sqlite3.connect(directory / "catalogue.sqlite") as database:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
-from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
+from controllerd.model.errors import DiskFailed, JournalFailed, NoSpace, RemoteCopyError
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Loss
@@ -202,3 +203,30 @@ def test_catalogue_that_cannot_be_written_is_a_typed_error() -> None:
     catalogue.checkpoint([], [("group", "g", {})])
     assert catalogue.get_documents("group") == {"g": {}}
     catalogue.close()
+
+
+def test_full_pool_is_reported_and_gives_back_what_was_trimmed() -> None:
+    machine = make_machine()
+    machine.settings = replace(machine.settings, checkpoint_interval_s=3600.0)
+
+    async def scenario(system: StorageSystem) -> None:
+        system.create_volume("large", 8 * SIZE, pool="p", group="g0")
+        events: list[str] = []
+        system.report = lambda event, _facts: events.append(event)
+        volume = system.volume("large")
+        for offset in range(0, 2 * SIZE, 65536):
+            put(system, "large", offset, b"a" * 4096)
+        with pytest.raises(NoSpace):
+            put(system, "large", 4 * SIZE, b"b" * 4096)
+        assert events == ["pool-full"]
+        await asyncio.sleep(2)  # the checkpoint that was asked for finds nothing
+        volume.group.stage_zeroes(volume, 0, SIZE, trim=True)
+        volume.group.commit()
+        with pytest.raises(NoSpace):
+            put(system, "large", 4 * SIZE, b"b" * 4096)
+        await asyncio.sleep(2)
+        put(system, "large", 4 * SIZE, b"b" * 4096)
+        assert events == ["pool-full", "pool-full"]
+
+    live(machine, scenario)
+    machine.destroy()
