@@ -140,9 +140,8 @@ def scan_journal(
         if later > ordinal:
             walk.proven = max(walk.proven, header.durable)
             behind.append(_content(file))
-    if numbering.own:
-        for view in behind:
-            walk.proven = max(walk.proven, _proof_behind(view, walk.expected, numbering, intact=intact))
+    for view in behind:
+        walk.proven = max(walk.proven, _proof_behind(view, walk.expected, numbering, intact=intact))
     if walk.proven >= walk.expected:
         raise Corrupt(
             f"{directory}: journal record {walk.expected} is damaged; the journal was durable through {walk.proven}",
@@ -231,13 +230,16 @@ def _proof_behind(view: memoryview, expected: int, numbering: Numbering, *, inta
     position = data.find(MAGIC_BYTES)
     while position >= 0 and position + HEADER_SIZE <= len(data):
         fields = HEADER.unpack_from(data, position)
-        generation, incarnation, sequence, durable = fields[4], fields[5], fields[9], fields[11]
-        if intact and fields[2] != Kind.NOTE:
-            durable = max(durable, sequence)
+        kind, generation, incarnation, sequence, durable = fields[2], fields[4], fields[5], fields[9], fields[11]
+        if kind == Kind.NOTE:
+            ours = not numbering.own and sequence >= expected
+        else:
+            ours = sequence > expected and numbering.accepts(generation, incarnation, sequence)
+            durable = max(durable if numbering.own else 0, sequence if intact else 0)
         if (
-            sequence > expected
+            ours
             and durable > proven
-            and numbering.accepts(generation, incarnation, sequence)
+            and generation == numbering.generation
             and crc32c(data[position : position + HEADER_SIZE - 4]) == fields[-1]
         ):
             proven = durable

@@ -11,10 +11,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 
 from controllerd.model.errors import Conflict, Corrupt, DiskFailed
-from controllerd.model.records import HEADER_SIZE, MAGIC_BYTES
+from controllerd.model.pair_state import Role
+from controllerd.model.records import HEADER_SIZE, MAGIC_BYTES, Kind, encode_header
+from controllerd.storage.group import Group
 from controllerd.storage.io import SystemFiles
+from controllerd.storage.pending import Entry
 from controllerd.storage.system import StorageSettings, StorageSystem
 from tests.unit.storage.helpers import content, put
 
@@ -110,6 +114,55 @@ def test_flipped_bit_in_a_record_holds_the_group_when_only_the_process_died(tmp_
     data[position + HEADER_SIZE + 5] ^= 4
     segment.write_bytes(data)
     _life(tmp_path, _is_whole)
+
+
+@pytest.mark.parametrize("boot", ["this one", "another one"])
+def test_flipped_bit_in_a_record_holds_a_secondary_too(tmp_path: Path, boot: str) -> None:
+    async def receive(system: StorageSystem) -> None:
+        await _create(system)
+        group, volume = system.groups["g"], system.volume("v")
+
+        def become_secondary() -> list[Group]:
+            group.restart(
+                role=Role.SECONDARY, generation=77, last_seq=0, last_origin=0, last_time=0, numbered_here=False
+            )
+            return [group]
+
+        await system.checkpointer.checkpoint(become_secondary)
+        for number in range(1, _WRITES + 1):
+            data = memoryview(bytes([number]) * _LENGTH)
+            header = encode_header(
+                Kind.WRITE,
+                sequence=number,
+                time=number,
+                generation=77,
+                incarnation=5,
+                volume=volume.key,
+                offset=(number - 1) * _LENGTH,
+                length=_LENGTH,
+                data_crc=crc32c(data),
+            )
+            entry = Entry(number, number, int(Kind.WRITE), volume.key, (number - 1) * _LENGTH, _LENGTH, 0, data)
+            group.append_received(header + data, [entry])
+            await group.make_durable()
+
+    async def is_held(system: StorageSystem) -> None:
+        assert "record 20 is damaged" in (system.groups["g"].describe_fault() or "")
+
+    async def is_sound(system: StorageSystem) -> None:
+        assert system.groups["g"].describe_fault() is None
+        assert system.groups["g"].last_seq == _WRITES
+
+    _life(tmp_path, receive)
+    segment = _segment(tmp_path)
+    data = bytearray(segment.read_bytes())
+    position = data.index(bytes([20]) * _LENGTH)
+    data[position] ^= 1
+    segment.write_bytes(data)
+    _life(tmp_path, is_held, boot=boot)
+    data[position] ^= 1
+    segment.write_bytes(data)
+    _life(tmp_path, is_sound, boot=boot)
 
 
 def test_segment_cut_short_holds_the_group(tmp_path: Path) -> None:
