@@ -148,10 +148,13 @@ def lock_directory(path: Path) -> int:
 
     Raises:
         Conflict: another one does.
-        OSError: the directory cannot be made or written.
+        OSError: the directory cannot be made or written; the text names the configuration key.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OSError(error.errno, f"controller.data_directory: {path}: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

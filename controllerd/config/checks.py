@@ -156,6 +156,10 @@ def _sizes(config: Config) -> Iterator[_Found]:
         wrong = f"{segment} is more than half of journal_bytes ({journal})"
         yield "storage.segment_bytes", wrong, f'write at most "{half}", or more journal_bytes'
     nbd = config.nbd
+    if storage.cache_bytes < 2 * nbd.max_request_bytes:
+        least = format_size(2 * nbd.max_request_bytes).replace(" ", "")
+        wrong = f"{format_size(storage.cache_bytes)} cannot hold two requests of nbd.max_request_bytes"
+        yield "storage.cache_bytes", wrong, f'write at least "{least}", or less nbd.max_request_bytes'
     if nbd.max_connection_bytes < nbd.max_request_bytes + CONNECTION_BYTES_SPARE:
         least = format_size(nbd.max_request_bytes + CONNECTION_BYTES_SPARE).replace(" ", "")
         wrong = f"{format_size(nbd.max_connection_bytes)} cannot hold a request of max_request_bytes beside the rest"

@@ -258,7 +258,7 @@ class Acceptor:
         """Begin to listen.
 
         Raises:
-            OSError: the address cannot be listened on.
+            OSError: the address cannot be listened on; the text names the configuration key.
         """
         endpoint = self._settings.listen
         if endpoint is None:
@@ -266,14 +266,17 @@ class Acceptor:
         loop = asyncio.get_running_loop()
         tls = self._settings.server_tls
         limit = self._settings.handshake_timeout_s if tls is not None else None
-        if endpoint.path is not None:
-            self._server = await loop.create_unix_server(
-                self._make_link, endpoint.path, ssl=tls, ssl_handshake_timeout=limit
-            )
-        else:
-            self._server = await loop.create_server(
-                self._make_link, endpoint.host, endpoint.port, ssl=tls, ssl_handshake_timeout=limit
-            )
+        try:
+            if endpoint.path is not None:
+                self._server = await loop.create_unix_server(
+                    self._make_link, endpoint.path, ssl=tls, ssl_handshake_timeout=limit
+                )
+            else:
+                self._server = await loop.create_server(
+                    self._make_link, endpoint.host, endpoint.port, ssl=tls, ssl_handshake_timeout=limit
+                )
+        except OSError as error:
+            raise OSError(error.errno, f"replication.listen: {endpoint}: {error.strerror or error}") from None
 
     @property
     def port(self) -> int:

@@ -114,8 +114,16 @@ class Journal:
     def adopt(self, chain: list[Segment], spares: list[File], last: int, next_ordinal: int) -> None:
         """Take what recovery found; everything in ``chain`` is durable."""
         self.chain.extend(chain)
-        self.spares.extend(file for file in spares if self._is_whole(file))
-        self._file_count = len(chain) + len(spares)
+        self._file_count = len(chain)
+        for file in spares:
+            # More files than the limit: segments have become larger since they were made.
+            if self._file_count < self.segments_max or file.size() >= self.segment_bytes:
+                self._file_count += 1
+                if self._is_whole(file):
+                    self.spares.append(file)
+            else:
+                file.close()
+                self._files.remove(file.path)
         self.last = self.durable = last
         self.next_ordinal = next_ordinal
 

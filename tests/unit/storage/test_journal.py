@@ -27,6 +27,19 @@ def make_journal() -> tuple[Journal, SimulatedDisk]:
     return journal, disk
 
 
+def test_files_of_a_journal_whose_segments_became_larger_do_not_exceed_its_limit() -> None:
+    journal, disk = make_journal()
+    journal.prepare(3 * SEGMENT)
+    journal.close()
+    files = disk.boot()
+    names = files.names("/j")
+    assert len(names) == 4
+    larger = Journal(files, "/j", group_id=1, segment_bytes=2 * SEGMENT, segments_max=2, tail_bytes=4 << 20)
+    larger.adopt([], [files.open(f"/j/{name}") for name in names], 0, 2)
+    assert sum(files.open(f"/j/{name}").size() for name in files.names("/j")) == 4 * SEGMENT
+    assert len(larger.spares) == 2
+
+
 def ticks_and_writes(first: int, lengths: list[int]) -> tuple[list[bytes], int]:
     buffers: list[bytes] = []
     for sequence, length in enumerate(lengths, first):
