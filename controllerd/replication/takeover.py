@@ -32,6 +32,7 @@ from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import why_held
 from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
+from controllerd.storage.volume import Volume
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
@@ -261,9 +262,11 @@ class Takeover:
         done = self._done()
         if done is not None:
             return done
+        kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
+        if kept is not None and is_undecided(kept):
+            self._close_reads()  # a run before may have applied a part of the cut
         for pair in self._pairs:  # before anything is decided: what such a group has is not known
             _check_group(pair.group)
-        kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
         for pair in self._pairs:
             next_state(pair.record.state, PairEvent.TAKEOVER)
         clock = _Phases()
@@ -319,8 +322,12 @@ class Takeover:
         return intent
 
     async def _apply(self, cut: _Cut) -> None:
-        """Make everything up to the cut visible, in the plan's order, leaving the loop free in between."""
+        """Make everything up to the cut visible, leaving the loop free in between; readers see all of it or nothing.
+
+        When it fails half way the volumes stay closed to readers until the takeover is finished.
+        """
         self._domain.freeze()
+        self._close_reads()
         # After a restart the steps may be partly done, and less may be applied than they say: the cuts decide.
         for name, through in [*cut.steps, *sorted(cut.seqs.items())]:
             pair = self._by_group.get(name)
@@ -334,6 +341,15 @@ class Takeover:
                     continue
                 group.apply_through(min(through, group.applied_seq + SLICE))
                 await asyncio.sleep(0)
+        for volume in self._volumes():
+            volume.open_reads()
+
+    def _volumes(self) -> list[Volume]:
+        return [volume for pair in self._pairs for volume in pair.group.volumes.values()]
+
+    def _close_reads(self) -> None:
+        for volume in self._volumes():
+            volume.close_reads()
 
     async def _promote(self, cut: _Cut, generations: dict[str, int]) -> None:
         storage = self._context.storage
