@@ -18,6 +18,7 @@ Source: RC ¶45, ¶59-61; spec §5.1, §7.6; invariants I1, I3, I5, I16, I20.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import why_held
 from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
+from controllerd.storage.volume import Volume
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
@@ -50,9 +52,10 @@ class MissingVolume:
 class TakeoverGroup:
     """What a takeover gives or gave for one group.
 
-    ``primary_seq`` and ``primary_time`` are the newest the primary told of, ``primary_age_s``
-    how long ago; ``missing_writes`` and ``missing_bytes`` what of that never arrived;
-    ``unusable`` what arrived behind the cut. None: not known here.
+    ``primary_seq`` and ``primary_time`` are the newest the primary told of (to an earlier run of
+    this controller, too), ``primary_age_s`` how long ago; ``missing_writes`` and ``missing_bytes``
+    what of that never arrived, and there may be more; ``unusable`` what arrived behind the cut.
+    None: not known here.
     """
 
     pair_id: str
@@ -76,12 +79,18 @@ class TakeoverGroup:
 
 @dataclass(frozen=True, slots=True)
 class TakeoverReport:
-    """A takeover, or a preview of one. ``rpo_s``: seconds of write time that are missing; ``rto_s``: its duration."""
+    """A takeover, or a preview of one. ``rto_s``: its duration.
+
+    ``rpo_s``: seconds of the primary's writes that are known to be missing, never less; None: not
+    known. With ``rpo_exact`` nothing else can be missing; else the primary may have written more
+    since it was heard last.
+    """
 
     domain: str
     preview: bool
     cut_time: int
     rpo_s: float | None
+    rpo_exact: bool
     rto_s: float | None
     phases_s: dict[str, float]
     holder: str | None
@@ -147,6 +156,9 @@ class Takeover:
             preview=rto_s is None,
             cut_time=cut.time,
             rpo_s=self._rpo_s(groups),
+            rpo_exact=all(
+                pair.record.spec.mode == "sync" and pair.active and not pair.record.in_doubt for pair in self._pairs
+            ),
             rto_s=rto_s,
             phases_s=phases or {},
             holder=None if holder is None else holder.group,
@@ -167,9 +179,8 @@ class Takeover:
             elif entry.kind in _DATA_KINDS:
                 writes, size = lost.get(entry.volume, (0, 0))
                 lost[entry.volume] = (writes + 1, size + entry.length)
-        beat = pair.receiver.beat
+        heard = pair.receiver.heard
         missing = pair.receiver.missing()
-        contact = pair.receiver.last_contact
         return TakeoverGroup(
             pair_id=record.spec.identity,
             group=group.name,
@@ -179,9 +190,9 @@ class Takeover:
             state=record.state.value,
             cut_seq=cut_seq,
             cut_time=cut_time,
-            primary_seq=None if beat is None else beat.last_seq,
-            primary_time=None if beat is None else beat.last_time,
-            primary_age_s=None if contact is None else max(0.0, (self._context.clock() - contact) / 1e9),
+            primary_seq=None if heard is None else heard.seq,
+            primary_time=None if heard is None else heard.time,
+            primary_age_s=None if heard is None else max(0.0, (self._context.clock() - heard.at) / 1e9),
             missing_writes=None if missing is None else missing[0],
             missing_bytes=None if missing is None else missing[1],
             unusable_writes=sum(writes for writes, _ in lost.values()),
@@ -193,7 +204,10 @@ class Takeover:
         )
 
     def _rpo_s(self, groups: tuple[TakeoverGroup, ...]) -> float | None:
-        """Seconds of write time between the newest the primary told of and what is in the image."""
+        """Seconds between the newest the primary told of and what is in the image, rounded up to ms.
+
+        By write time; where that can stand still (source ``host``) by the primary's clock, if that says more.
+        """
         if any(pair.record.time_source == "sequence" for pair in self._pairs):
             return None
         if all(group.missing_writes == 0 and group.unusable_writes == 0 for group in groups):
@@ -201,8 +215,16 @@ class Takeover:
         known = [group.primary_time for group in groups if group.primary_time is not None]
         if len(known) < len(groups):
             return None
-        oldest = min(group.cut_time for group in groups if group.missing_writes or group.unusable_writes)
-        return max(0.0, (max(known) - oldest) / 1e9)
+        behind = []
+        for group in groups:
+            if group.missing_writes or group.unusable_writes:
+                pair = self._by_group[group.group]
+                by_time, heard = max(known) - group.cut_time, pair.receiver.heard
+                stands_still = pair.record.time_source == "host" or by_time <= 0
+                if stands_still and heard is not None and heard.image_wall is not None:
+                    by_time = max(by_time, heard.wall - heard.image_wall)
+                behind.append(by_time)
+        return math.ceil(max(behind) / 1e6) / 1e3 if max(behind) > 0 else None
 
     def _warnings(self) -> list[str]:
         found = []
@@ -240,9 +262,11 @@ class Takeover:
         done = self._done()
         if done is not None:
             return done
+        kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
+        if kept is not None and is_undecided(kept):
+            self._close_reads()  # a run before may have applied a part of the cut
         for pair in self._pairs:  # before anything is decided: what such a group has is not known
             _check_group(pair.group)
-        kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
         for pair in self._pairs:
             next_state(pair.record.state, PairEvent.TAKEOVER)
         clock = _Phases()
@@ -298,8 +322,12 @@ class Takeover:
         return intent
 
     async def _apply(self, cut: _Cut) -> None:
-        """Make everything up to the cut visible, in the plan's order, leaving the loop free in between."""
+        """Make everything up to the cut visible, leaving the loop free in between; readers see all of it or nothing.
+
+        When it fails half way the volumes stay closed to readers until the takeover is finished.
+        """
         self._domain.freeze()
+        self._close_reads()
         # After a restart the steps may be partly done, and less may be applied than they say: the cuts decide.
         for name, through in [*cut.steps, *sorted(cut.seqs.items())]:
             pair = self._by_group.get(name)
@@ -313,6 +341,15 @@ class Takeover:
                     continue
                 group.apply_through(min(through, group.applied_seq + SLICE))
                 await asyncio.sleep(0)
+        for volume in self._volumes():
+            volume.open_reads()
+
+    def _volumes(self) -> list[Volume]:
+        return [volume for pair in self._pairs for volume in pair.group.volumes.values()]
+
+    def _close_reads(self) -> None:
+        for volume in self._volumes():
+            volume.close_reads()
 
     async def _promote(self, cut: _Cut, generations: dict[str, int]) -> None:
         storage = self._context.storage

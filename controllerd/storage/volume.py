@@ -11,12 +11,13 @@ journaled, so that a full pool is an answer to the host (architecture §4).
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from array import array
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from controllerd.model.access import Client, Grant, Rules, grant
-from controllerd.model.errors import BadOrder, Corrupt, DiskFailed
+from controllerd.model.errors import BadOrder, Busy, Corrupt, DiskFailed
 from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers, Run
 from controllerd.storage.pools import Pool
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MAP_PAGE_ENTRIES: Final = 1024
 _READ_RETRIES: Final = 3
+READ_WAIT_S: Final = 5.0
+"""Longest that a read waits for a cut to be applied whole (I7)."""
 
 
 class Session(Protocol):
@@ -83,6 +86,7 @@ class Volume:
         self.sessions: set[Session] = set()
         self.destages = 0
         """Counts ended destages; a read that waited for a disk checks it and starts again."""
+        self._opening: asyncio.Event | None = None
 
     def _region_count(self, size: int) -> int:
         return (size + (1 << self.pool.shift) - 1) >> self.pool.shift
@@ -188,6 +192,28 @@ class Volume:
 
     # ---- reading -----------------------------------------------------------
 
+    def close_reads(self) -> None:
+        """Let reads wait until `open_reads`, so that they see what was before or what comes after, never between.
+
+        Those that wait longer than `READ_WAIT_S` get an error.
+        """
+        if self._opening is None:
+            self._opening = asyncio.Event()
+
+    def open_reads(self) -> None:
+        """Let reads go on."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.set()
+
+    async def _wait_for_opening(self) -> None:
+        try:
+            async with asyncio.timeout(READ_WAIT_S):
+                while self._opening is not None:
+                    await self._opening.wait()
+        except TimeoutError:
+            raise Busy(f"volume {self.name}: a takeover is not finished, its image is between two states") from None
+
     def read_into(self, buffer: memoryview, offset: int) -> bool:
         """Fill ``buffer`` from byte ``offset``; the caller has checked the range.
 
@@ -199,6 +225,8 @@ class Volume:
         """
         if self.group.read_error is not None:
             raise self.group.read_error
+        if self._opening is not None:
+            return False
         length = len(buffer)
         layers = self.layers
         block = offset >> BLOCK_SHIFT
@@ -226,7 +254,9 @@ class Volume:
 
         Raises:
             Corrupt, DiskFailed: the data cannot be trusted or read; nothing stale is returned (I9).
+            Busy: a takeover keeps the volume closed for too long.
         """
+        await self._wait_for_opening()
         if self.group.read_error is not None:
             raise self.group.read_error
         for _ in range(_READ_RETRIES):
@@ -239,7 +269,9 @@ class Volume:
                         await disk_file.read(buffer[low:high], disk_offset)
                     except OSError as error:
                         raise DiskFailed(f"volume {self.name}: reading failed: {error}") from error
-            if destages == self.destages:
+            if self._opening is not None:
+                await self._wait_for_opening()
+            elif destages == self.destages:
                 # No block left the cache while the disk was read, so what is not in the cache is on the disk.
                 self.layers.overlay(buffer, offset)
                 return
