@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from controllerd.daemon import GC_THRESHOLDS
 from controllerd.model.access import rules
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
@@ -93,6 +95,9 @@ async def _serve(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_tls)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)  # as in the daemon: what is left to the collector stays for long
     print("ready", *server.addresses(), flush=True)
     await stop.wait()
     await server.stop()

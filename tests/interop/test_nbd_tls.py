@@ -355,6 +355,20 @@ def test_stuck_client_over_tls_takes_bounded_memory(served: NbdServed, certifica
     served.stop()
 
 
+@pytest.mark.parametrize("served", [["--tls", "require"]], indirect=True)
+def test_memory_of_stuck_clients_over_tls_comes_back(served: NbdServed, certificates: Path) -> None:
+    before = served.resident()
+    for turn in range(1, 7):
+        for _ in range(2):
+            with raw_tls(served) as stuck:
+                stuck.sendall(b"".join(request(client.READ, n, 0, 32 * MIB) for n in range(10)))
+                assert len(receive(stuck, 16)) == 16
+        wait_for(lambda turn=turn: served.events().count("nbd-session-closed") == 2 * turn)  # type: ignore[misc]
+    assert served.resident() - before < 200 * MIB
+    secure(served, certificates).shutdown()
+    served.stop()
+
+
 @pytest.mark.parametrize("served", [["--tls", "require", "--idle-timeout", "1"]], indirect=True)
 def test_idle_clients_over_tls_are_closed(served: NbdServed, certificates: Path) -> None:
     idle = secure(served, certificates)
