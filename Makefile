@@ -59,6 +59,11 @@ bench: ## Measure against qemu-nbd, nbdkit and qemu-storage-daemon (ARGS=--quick
 	@deploy/setup bench
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: memory
+memory: ## Show a controller's memory under full mixed load, at intervals (ARGS="--seconds 60")
+	@deploy/setup bench
+	@$(BIN)/python -m tests.bench.memory $(ARGS)
+
 clean: ## Remove .venv and all caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

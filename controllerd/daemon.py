@@ -46,7 +46,7 @@ from controllerd.targets.nbd.settings import MEMORY_FIXED, Limits, Listen, NbdSe
 
 EXIT_FAILED: Final = 1
 # A full collection walks every cached block; the hot paths make no cycles, so rare is right.
-_GC_THRESHOLDS: Final = (50_000, 50, 1000)
+GC_THRESHOLDS: Final = (50_000, 50, 1000)
 
 
 class Exports:
@@ -309,7 +309,7 @@ async def _serve(config: Config) -> int:
     loop.add_signal_handler(signal.SIGHUP, controller.reload)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.set_threshold(*GC_THRESHOLDS)
     await stop.wait()
     await controller.stop()
     return 0

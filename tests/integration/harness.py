@@ -171,6 +171,10 @@ class Controller:
         except httpx.HTTPError:
             return False
 
+    def reload(self) -> None:
+        """Make it take changed files into use."""
+        os.kill(self._running().pid, signal.SIGHUP)
+
     def kill(self) -> None:
         """End it as a disaster would: kill -9 of its process id."""
         self._running().stop(signal.SIGKILL)

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nbd
 import pytest
 
-from tests.integration.harness import Controller, Site, wait_for
+from tests.integration.harness import Controller, Settings, Site, wait_for
+from tests.interop.test_nbd_tls import client_directory, make_certificates
 
 MIB = 1 << 20
 
@@ -98,3 +100,44 @@ def test_connections_are_shown_counted_and_disconnected(controller: Controller) 
     after = controller.metrics()
     assert after['remotecopy_nbd_requests_total{command="write",volume="v1"}'] == 1, "counters outlive sessions"
     assert after["remotecopy_nbd_connections_accepted_total"] >= 2
+
+
+def test_tls_of_the_configuration_with_names_and_new_files(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    files = "".join(
+        f'{key} = "{tmp_path}/{name}.pem"\n'
+        for key, name in (("certificate", "server-cert"), ("key", "server-key"), ("ca", "ca-cert"))
+    )
+    with Site(["A"], Settings(host_port=f'[nbd.tls]\nclient_certificates = "optional"\n{files}')) as site:
+        site.start()
+        controller = site["A"]
+        controller.create_pool()
+        controller.create_group("g", {"v1": 8 * MIB, "v2": 8 * MIB})
+        order(controller, "volume", "allow", "v1", "--to", "network=unix,certificate=client")
+        with pytest.raises(nbd.Error):
+            connect(controller, "v2")
+        bare = client_directory(tmp_path, tmp_path / "bare", "ca-cert")
+        assert secure(controller, "v2", bare).pread(1, 0) == b"\0"
+        with pytest.raises(nbd.Error):
+            secure(controller, "v1", bare)
+        known = secure(controller, "v1", tmp_path)
+        (shown,) = order(controller, "volume", "connections", "v1")
+        assert (shown["tls"], "client" in shown["certificate"]) == ("TLSv1.3", True)
+        old = client_directory(tmp_path, tmp_path / "old", "ca-cert", "client-cert", "client-key")
+        make_certificates(tmp_path)
+        controller.reload()
+        wait_for("the new certificates", lambda: "nbd-tls-reloaded" in controller.log.read_text())
+        assert known.pread(1, 0) == b"\0"
+        assert secure(controller, "v1", tmp_path).pread(1, 0) == b"\0"
+        with pytest.raises(nbd.Error):
+            secure(controller, "v2", old)  # no certificate would do, a wrong one does not
+        controller.stop()
+
+
+def secure(controller: Controller, volume: str, certificates: Path) -> Any:
+    handle = nbd.NBD()
+    handle.set_tls(nbd.TLS_REQUIRE)
+    handle.set_tls_certificates(str(certificates))
+    handle.set_export_name(volume)
+    handle.connect_unix(str(controller.directory / "nbd.sock"))
+    return handle

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from controllerd.daemon import GC_THRESHOLDS
 from controllerd.model.access import rules
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
@@ -89,10 +91,10 @@ async def _serve(options: argparse.Namespace) -> None:
         shutdown_grace_s=5.0,
     )
     server = NbdServer(Exports(storage), settings, clock=time.time_ns, report=report)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_tls)
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_tls)
     print("ready", *server.addresses(), flush=True)
     await stop.wait()
     await server.stop()
@@ -118,6 +120,8 @@ def main() -> None:
     parser.add_argument("--allow", action="append", default=[], metavar="VOLUME=JSON", help="rules about hosts")
     options = parser.parse_args()
     os.makedirs(options.directory, exist_ok=True)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)  # as in the daemon: what is left to the collector stays for long
     uvloop.run(_serve(options))
 
 

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 
 from tests.interop.nbd_served import MIB, NbdServed, receive, run_tool, wait_for
 from tests.unit.targets.nbd import client
+from tests.unit.targets.nbd.client import request
 
 
 def make_certificates(directory: Path) -> None:
@@ -323,4 +326,57 @@ def test_new_files_are_taken_into_use_without_a_restart(served: NbdServed, certi
         secure(served, certificates)
     assert before.pread(512, 0) == bytes(512)
     before.shutdown()
+    served.stop()
+
+
+def raw_tls(served: NbdServed) -> ssl.SSLSocket:
+    """Return a TLS client without libnbd, with ``vol`` open."""
+    sock = socket.create_connection(("127.0.0.1", served.port), timeout=20)
+    sock.sendall(struct.pack(">I", 3) + client.option(client.STARTTLS))
+    receive(sock, 38)
+    context = ssl.create_default_context(cafile=served.directory / "ca-cert.pem")
+    secured = context.wrap_socket(sock, server_hostname="localhost")
+    secured.sendall(client.option(client.EXPORT_NAME, b"vol"))
+    receive(secured, 10)
+    return secured
+
+
+@pytest.mark.parametrize("served", [["--tls", "require"]], indirect=True)
+def test_stuck_client_over_tls_takes_bounded_memory(served: NbdServed, certificates: Path) -> None:
+    handle = secure(served, certificates)
+    before = served.resident()
+    with raw_tls(served) as stuck:
+        stuck.sendall(b"".join(request(client.READ, n, 0, 32 * MIB) for n in range(1000)))
+        for _ in range(20):
+            assert handle.pread(4096, 0) == bytes(4096)
+            time.sleep(0.05)
+        assert served.resident() - before < 128 * MIB
+    handle.shutdown()
+    served.stop()
+
+
+@pytest.mark.parametrize("served", [["--tls", "require"]], indirect=True)
+def test_memory_of_stuck_clients_over_tls_comes_back(served: NbdServed, certificates: Path) -> None:
+    before = served.resident()
+    for turn in range(1, 7):
+        for _ in range(2):
+            with raw_tls(served) as stuck:
+                stuck.sendall(b"".join(request(client.READ, n, 0, 32 * MIB) for n in range(10)))
+                assert len(receive(stuck, 16)) == 16
+        wait_for(lambda turn=turn: served.events().count("nbd-session-closed") == 2 * turn)  # type: ignore[misc]
+    assert served.resident() - before < 200 * MIB
+    secure(served, certificates).shutdown()
+    served.stop()
+
+
+@pytest.mark.parametrize("served", [["--tls", "require", "--idle-timeout", "1"]], indirect=True)
+def test_idle_clients_over_tls_are_closed(served: NbdServed, certificates: Path) -> None:
+    idle = secure(served, certificates)
+    with raw_tls(served) as stuck, raw_tls(served) as silent:
+        stuck.sendall(b"".join(request(client.READ, n, 0, 32 * MIB) for n in range(10)))
+        wait_for(lambda: served.events().count("idle for 1 s") == 3)
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            assert silent.recv(1) == b""
+    with pytest.raises(nbd.Error):
+        idle.pread(1, 0)
     served.stop()

@@ -56,7 +56,7 @@ class Session(asyncio.BufferedProtocol):
         self._reading = transport.is_reading()
         self._paused = False
         self._eof = False
-        self._ended = False
+        self._ended = self._lost = False
         self._reason = ""
         self._linger: asyncio.TimerHandle | None = None
         self._waits_for_group = False
@@ -161,6 +161,10 @@ class Session(asyncio.BufferedProtocol):
         self.machine.close()
         self.machine.volume.sessions.discard(self)
         self._owner.ended(self, self._reason or ("" if exc is None else str(exc)))
+        # uvloop's TLS layer keeps methods of this object for ever. A cycle would keep that layer's buffers, which hold
+        # what a stuck client did not take, until the collector comes by, and here it comes rarely.
+        del self._transport
+        self._lost = True
 
     # ---- inside -------------------------------------------------------------------
 
@@ -186,6 +190,8 @@ class Session(asyncio.BufferedProtocol):
 
     def abort(self, reason: str) -> None:
         """Close at once."""
+        if self._lost:
+            return
         self._ended = True
         self._reason = self._reason or reason
         self._transport.abort()

@@ -99,6 +99,7 @@ class HandshakeConnection(asyncio.BufferedProtocol):
         self._stop_timers()
         if negotiation is not None:
             self._owner.end(self, self._reason or negotiation.reason or ("" if exc is None else str(exc)))
+        self.transport = None  # see Session.connection_lost
 
     # ---- inside -------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class HandshakeConnection(asyncio.BufferedProtocol):
             self._negotiation = None
             self._stop_timers()
             self._owner.agreed(self, negotiation.result, unread)
+            self.transport = None
 
     async def _start_tls(self, transport: asyncio.Transport) -> None:
         context = self._owner.tls_context

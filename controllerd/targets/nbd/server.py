@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,7 @@ from controllerd.targets.nbd.admission import Admission
 from controllerd.targets.nbd.clients import ClientExports, Visitor, identify
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
+from controllerd.targets.nbd.event_limit import EventLimit
 from controllerd.targets.nbd.handshake import HandshakeConnection
 from controllerd.targets.nbd.negotiation import Agreed, Negotiation
 from controllerd.targets.nbd.ports import ExportTable
@@ -75,6 +77,7 @@ class NbdServer:
         self._trimmer: asyncio.TimerHandle | None = None
         self._idle_checker: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
+        self._strangers = EventLimit(time.monotonic)
 
     # ---- life --------------------------------------------------------------------
 
@@ -186,7 +189,7 @@ class NbdServer:
         reason = "stopping" if self._stopping else admission.admit(client.address)
         if reason:
             admission.refused[reason] += 1
-            self._tell("nbd-connection-refused", peer=_peer(transport), reason=reason)
+            self._tell_of_stranger("nbd-connection-refused", peer=_peer(transport), reason=reason)
             return None
         connection.exports = ClientExports(self._exports, client)
         self._handshakes.add(connection)
@@ -202,7 +205,7 @@ class NbdServer:
         self.admission.leave(connection.exports.client.address)
         if reason:
             self.failed_handshakes += 1
-            self._tell("nbd-handshake-failed", peer=_peer(connection.transport), reason=reason)
+            self._tell_of_stranger("nbd-handshake-failed", peer=_peer(connection.transport), reason=reason)
         self._check_idle()
 
     def agreed(self, connection: HandshakeConnection, agreed: Agreed, unread: bytes) -> None:
@@ -306,6 +309,13 @@ class NbdServer:
                 self.idle_closed += 1
                 session.abort(f"idle for {limit_s:g} s")
         self._idle_checker = asyncio.get_running_loop().call_later(limit_s / _IDLE_CHECKS, self._check_idle_sessions)
+
+    def _tell_of_stranger(self, event: str, **facts: object) -> None:
+        passes, suppressed = self._strangers.passes()
+        if suppressed:
+            self._tell("nbd-events-suppressed", events=suppressed)
+        if passes:
+            self._tell(event, **facts)
 
     def _tell(self, event: str, **facts: object) -> None:
         if self._report is not None:
