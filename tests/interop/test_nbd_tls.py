@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,36 +12,17 @@ from typing import Any
 import nbd
 import pytest
 
+from tests.certificates import Authority
 from tests.interop.nbd_served import MIB, NbdServed, run_tool
-
-
-def make_certificates(directory: Path) -> None:
-    """Make a certificate authority, a server's and a client's certificate with the names libnbd looks for."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    openssl(
-        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test authority",
-        "-keyout", "ca-key.pem", "-out", "ca-cert.pem",
-    )  # fmt: skip
-    for name in ("server", "client"):
-        openssl(
-            "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}-key.pem",
-            "-out", f"{name}.csr",
-        )  # fmt: skip
-        (directory / "extensions").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial",
-            "-days", "2", "-extfile", "extensions", "-out", f"{name}-cert.pem",
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory of certificates."""
     directory = tmp_path_factory.mktemp("certificates")
-    make_certificates(directory)
+    authority = Authority(directory)
+    for name in ("server", "client"):
+        authority.issue(name, "DNS:localhost,IP:127.0.0.1")
     return directory
 
 
