@@ -1,6 +1,6 @@
 """Command line of the daemon: ``controllerd --config c.toml``.
 
-Owns: its arguments and exit codes (0 stopped in order, 1 failed while running, 2 usage or configuration).
+Owns: its arguments and exit codes.
 Never: does anything itself; the daemon is put together in daemon.py.
 """
 
@@ -15,12 +15,21 @@ from controllerd.config import Config, ConfigError, load
 from controllerd.config.checks import warnings
 from controllerd.management.schemas import VERSION
 
+_EPILOG = """Example: controllerd --config /etc/remotecopy/a.toml
+
+Exit codes:
+    0  stopped in order, or nothing wrong was found
+    1  failed at the start or while running; the log says why
+    2  wrong usage or configuration
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="controllerd",
         description="Storage controller: gives hosts volumes and keeps copies of them on other controllers.",
-        epilog="Example: controllerd --config /etc/remotecopy/a.toml",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the controller's configuration (TOML)")
     parser.add_argument(

@@ -1,9 +1,6 @@
 """`hostsim`: the command line.
 
 Owns: options, exit codes, signals. Never: rules of the workloads.
-
-Exit codes: 0 done and good; 1 checked and not good; 2 wrong use, or volumes or record that cannot be used; 3 a path was
-lost, or the server refused a command, before the work was done.
 """
 
 from __future__ import annotations
@@ -35,10 +32,19 @@ T = TypeVar("T")
 EXIT_BAD = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3
+_EPILOG = f"""Example: hostsim check --volume nbd://b/a1 --volume nbd://b/log --record acks.jsonl
+
+Exit codes:
+    0  done and good
+  {EXIT_BAD:3}  checked and not good
+  {EXIT_USAGE:3}  wrong usage, or volumes or a record that cannot be used
+  {EXIT_LOST:3}  a path was lost, or a command refused, before the work was done
+"""
 
 app = typer.Typer(
     name="hostsim",
     help="Simulated hosts: workloads on NBD volumes, and checks of what a copy of them shows.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

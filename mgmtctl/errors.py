@@ -24,6 +24,7 @@ class ExitCode(enum.IntEnum):
     TIMED_OUT = 7
     BUSY = 8
     NO_SPACE = 9
+    INTERRUPTED = 130
 
 
 MEANINGS: Final = {
@@ -37,6 +38,7 @@ MEANINGS: Final = {
     ExitCode.TIMED_OUT: "no answer in time; the order may still be under way",
     ExitCode.BUSY: "something else has to finish first; try again",
     ExitCode.NO_SPACE: "a disk, pool or journal is full",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C; the order may still be under way",
 }
 
 _BY_STATUS: Final = {

@@ -22,15 +22,16 @@ from mgmtctl.options import complete_controller
 from mgmtctl.session import Session
 from mgmtctl.settings import DEFAULT_FILE, Overrides
 
-_EXIT_CODES = "\n".join(f"  {int(code)}  {meaning}" for code, meaning in MEANINGS.items())
+_EXIT_CODES = "\n".join(f"  {int(code):3}  {meaning}" for code, meaning in MEANINGS.items())
 _EPILOG = f"""Example: mgmtctl status --watch
 
 Exit codes:
 {_EXIT_CODES}
 
-Controllers and their tokens stand in {DEFAULT_FILE} (or --config, or MGMTCTL_CONFIG): \\[controllers.A] with url and \
-token_file; default = "A" names the one for orders without -c. MGMTCTL_URL, MGMTCTL_TOKEN and MGMTCTL_CONTROLLER \
-override the file, options override both."""
+Controllers and their tokens stand in {DEFAULT_FILE} (or --config, or MGMTCTL_CONFIG): \\[controllers.A] with url, \
+token_file (or token) and, for https with an authority of your own, ca; default = "A" names the one for orders without \
+-c. MGMTCTL_URL, MGMTCTL_TOKEN and MGMTCTL_CONTROLLER override the file, options override both. MGMTCTL_DEBUG=1 shows \
+where an unexpected error came from."""
 
 app = typer.Typer(
     name="mgmtctl",
@@ -99,17 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, as_json="--json" in words)
     except (typer.Abort, KeyboardInterrupt):
         sys.stderr.write("mgmtctl: interrupted\n")
-        return 130
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return ExitCode.REFUSED
     except Exception as error:
         if os.environ.get("MGMTCTL_DEBUG"):
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         sys.stderr.write(f"mgmtctl: unexpected error ({text}); MGMTCTL_DEBUG=1 shows where\n")
-        return 1
+        return ExitCode.REFUSED
     return outcome if isinstance(outcome, int) else ExitCode.OK
 
 

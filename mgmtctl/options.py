@@ -74,4 +74,12 @@ SizeOption = Annotated[
 OptionalSizeOption = Annotated[
     int | None, typer.Option(parser=_size, metavar="SIZE", help="Bytes, or for instance 64MiB, 1.5GiB, 10GB.")
 ]
-Target = Annotated[str, typer.Argument(metavar="[CONTROLLER:]NAME", autocompletion=complete_target, show_default=False)]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CONTROLLER:]NAME",
+        help="Its name; the controller before it, unless -c or the default says which.",
+        autocompletion=complete_target,
+        show_default=False,
+    ),
+]

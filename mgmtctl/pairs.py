@@ -35,8 +35,13 @@ def _both(value: str, what: str) -> tuple[str, str]:
 @app.command("create", epilog=_CREATE_EXAMPLE)
 def create(
     context: typer.Context,
-    primary: Annotated[str, typer.Argument(metavar="PRIMARY:GROUP", autocompletion=complete_target)],
-    secondary: Annotated[str, typer.Argument(metavar="SECONDARY:GROUP", autocompletion=complete_target)],
+    primary: Annotated[
+        str,
+        typer.Argument(metavar="PRIMARY:GROUP", help="Group that hosts write to.", autocompletion=complete_target),
+    ],
+    secondary: Annotated[
+        str, typer.Argument(metavar="SECONDARY:GROUP", help="Group that is its copy.", autocompletion=complete_target)
+    ],
     mode: Annotated[
         Literal["async", "sync"],
         typer.Option(help="sync: a host write is acknowledged only when the secondary has it too."),
@@ -208,7 +213,11 @@ def delete(
     context: typer.Context,
     groups: Annotated[
         list[str],
-        typer.Argument(metavar="CONTROLLER:GROUP [CONTROLLER:GROUP]", autocompletion=complete_target),
+        typer.Argument(
+            metavar="CONTROLLER:GROUP [CONTROLLER:GROUP]",
+            help="One side of the pair, or both.",
+            autocompletion=complete_target,
+        ),
     ],
     role: _RoleOption = None,
     peer: _PeerOption = None,

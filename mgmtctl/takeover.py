@@ -15,7 +15,12 @@ from mgmtctl.requests import build
 
 def takeover(
     context: typer.Context,
-    controller: Annotated[str, typer.Argument(metavar="CONTROLLER", autocompletion=complete_controller)],
+    controller: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONTROLLER", help="Controller whose copies are to be used.", autocompletion=complete_controller
+        ),
+    ],
     domain: Annotated[
         str, typer.Option(metavar="NAME", help="Apply domain whose groups are taken over together.")
     ] = "default",

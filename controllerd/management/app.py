@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import structlog
 from fastapi import FastAPI
@@ -25,6 +26,14 @@ from controllerd.management.schemas import VERSION, ErrorAnswer
 _log = structlog.get_logger("management")
 
 
+_DESCRIPTION: Final = f"""Everything mgmtctl does. All paths but /healthz and this description need a bearer token.
+
+Every error has the form `ErrorAnswer`, with one of these:
+
+{errors.described()}
+"""
+
+
 def create_app(controller: ControllerPort, settings: GuardSettings, *, orders_grace_s: float = 30.0) -> ASGIApp:
     """The application. When its server stops, orders under way are waited for, for at most ``orders_grace_s``."""
     orders = Orders()
@@ -39,7 +48,7 @@ def create_app(controller: ControllerPort, settings: GuardSettings, *, orders_gr
         title="remotecopy controller",
         version=VERSION,
         lifespan=lifespan,
-        description="Everything mgmtctl does. All paths but /healthz and this description need a bearer token.",
+        description=_DESCRIPTION,
         responses={
             "4XX": {"model": ErrorAnswer, "description": "The order is at fault."},
             "5XX": {"model": ErrorAnswer, "description": "The controller or a peer is at fault."},

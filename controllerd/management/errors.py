@@ -1,14 +1,14 @@
 """How an error looks over HTTP: status and body, decided here and nowhere else.
 
-Owns: the table from error types to HTTP status, and the handlers that use it.
+Owns: the table from error types to HTTP status, the handlers that use it, and its description for people.
 Never: lets a caller see a traceback; what is unexpected is logged under an id that the caller is told.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import structlog
 from fastapi import FastAPI, Request
@@ -51,9 +51,45 @@ STATUS: Final[tuple[tuple[type[RemoteCopyError], int], ...]] = (
 """First match wins, so a class stands before its base. Storage faults of our own are 500."""
 
 
+class HttpError(NamedTuple):
+    """An error that is none of the controller's own, but of HTTP."""
+
+    status: int
+    code: str
+    meaning: str
+
+
+MALFORMED: Final = HttpError(400, "invalid-request", "The request cannot be understood.")
+NO_TOKEN: Final = HttpError(401, "not-authorised", "The bearer token is missing or wrong.")
+NO_PATH: Final = HttpError(404, "not-found", "There is no such path.")
+NO_METHOD: Final = HttpError(405, "method-not-allowed", "The path takes other methods.")
+TOO_SLOW: Final = HttpError(408, "timed-out", "The request body did not come in time.")
+TOO_LARGE: Final = HttpError(413, "too-large", "The request body is longer than management.max_body_bytes.")
+INVALID: Final = HttpError(422, "invalid-request", "A field of the request is unknown, missing or not possible.")
+UNEXPECTED: Final = HttpError(500, "internal", "A defect of the controller; its log tells more.")
+HTTP_ERRORS: Final = (MALFORMED, NO_TOKEN, NO_PATH, NO_METHOD, TOO_SLOW, TOO_LARGE, INVALID, UNEXPECTED)
+
+
+def described() -> str:
+    """Markdown: a table of every status and code that an error can have, and what it means."""
+    rows = {(_status(kind), kind.code, (kind.__doc__ or "").splitlines()[0]) for kind in _kinds(RemoteCopyError)}
+    lines = [f"| {status} | {code} | {meaning} |" for status, code, meaning in sorted(rows.union(HTTP_ERRORS))]
+    return "\n".join(["| status | code | meaning |", "| --- | --- | --- |", *lines])
+
+
+def _kinds(base: type[RemoteCopyError]) -> Iterator[type[RemoteCopyError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+def _status(kind: type[RemoteCopyError]) -> int:
+    return next(status for base, status in STATUS if issubclass(kind, base))
+
+
 def status_of(error: RemoteCopyError) -> int:
     """HTTP status for ``error``."""
-    return next(status for kind, status in STATUS if isinstance(error, kind))
+    return _status(type(error))
 
 
 def error_response(status: int, code: str, message: str, details: dict[str, Any] | None = None) -> JSONResponse:
@@ -84,7 +120,7 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     problems = [_problem(item) for item in error.errors()]
     details = {"problems": [{"field": field, "message": message} for field, message in problems[:20]]}
     message = "; ".join(f"{field}: {text}" if field else text for field, text in problems[:5])
-    return error_response(422, "invalid-request", _one_line(message), details)
+    return error_response(INVALID.status, INVALID.code, _one_line(message), details)
 
 
 def _problem(item: Any) -> tuple[str, str]:
@@ -99,15 +135,16 @@ def _problem(item: Any) -> tuple[str, str]:
 
 async def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    codes = {404: "not-found", 405: "method-not-allowed", 400: "invalid-request", 413: "too-large"}
+    codes = {known.status: known.code for known in (MALFORMED, NO_PATH, NO_METHOD)}
     message = "no such path; the paths are listed at /openapi.json" if error.status_code == 404 else str(error.detail)
-    return error_response(error.status_code, codes.get(error.status_code, "http-error"), _one_line(message))
+    return error_response(error.status_code, codes.get(error.status_code, MALFORMED.code), _one_line(message))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     incident = secrets.token_hex(4)
     _log.error("unexpected-error", incident=incident, path=request.url.path, exc_info=error)
-    return error_response(500, "internal", f"unexpected error; the controller's log tells more under {incident}")
+    message = f"unexpected error; the controller's log tells more under {incident}"
+    return error_response(UNEXPECTED.status, UNEXPECTED.code, message)
 
 
 def plain(value: Any, depth: int = 4) -> Any:

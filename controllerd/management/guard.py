@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controllerd.management.errors import error_response
+from controllerd.management.errors import NO_TOKEN, TOO_LARGE, TOO_SLOW, HttpError, error_response
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
 """Answered without a token: they say nothing about this controller but that it runs."""
@@ -47,7 +47,7 @@ class Guard:
                 self._check_token(headers.get(b"authorization"))
             body = await self._read_body(headers, receive)
         except _Refused as refused:
-            response = error_response(refused.status, refused.code, refused.text)
+            response = error_response(refused.error.status, refused.error.code, refused.text)
             response.headers["Connection"] = "close"  # the rest of the body is not wanted
             await response(scope, receive, send)
             return
@@ -56,17 +56,17 @@ class Guard:
 
     def _check_token(self, header: bytes | None) -> None:
         if header is None:
-            raise _Refused(401, "not-authorised", "give the controller's token: Authorization: Bearer TOKEN")
+            raise _Refused(NO_TOKEN, "give the controller's token: Authorization: Bearer TOKEN")
         scheme, _, token = header.partition(b" ")
         # Both are looked at in any case, so that the time taken tells nothing about either.
         if not hmac.compare_digest(token.strip(), self._token) & (scheme.lower() == b"bearer"):
-            raise _Refused(401, "not-authorised", "this is not the token in the controller's management.token_file")
+            raise _Refused(NO_TOKEN, "this is not the token in the controller's management.token_file")
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """The whole body; None when the caller went away. Raises _Refused."""
         limit = self._settings.max_body_bytes
         declared = headers.get(b"content-length", b"0")
-        too_large = _Refused(413, "too-large", f"a request body may have at most {limit} bytes")
+        too_large = _Refused(TOO_LARGE, f"a request body may have at most {limit} bytes")
         if len(declared) > 15 or int(declared) > limit:  # h11 lets only digits through
             raise too_large
         chunks: list[bytes] = []
@@ -85,14 +85,13 @@ class Guard:
                         return b"".join(chunks)
         except TimeoutError:
             text = f"the request body did not come within {self._settings.body_timeout_s:g} s"
-            raise _Refused(408, "timed-out", text) from None
+            raise _Refused(TOO_SLOW, text) from None
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, code: str, text: str) -> None:
+    def __init__(self, error: HttpError, text: str) -> None:
         super().__init__(text)
-        self.status = status
-        self.code = code
+        self.error = error
         self.text = text
 
 

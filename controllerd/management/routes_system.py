@@ -5,7 +5,7 @@ Owns: what an order means in terms of the pair port. Never: keeps state, or maps
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Response
 from prometheus_client import CollectorRegistry
@@ -20,6 +20,12 @@ NameInPath = Annotated[str, Path(pattern=schemas.NAME_PATTERN)]
 NameInQuery = Annotated[str | None, Query(pattern=schemas.NAME_PATTERN)]
 
 
+_SAME_PAIR: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"model": schemas.PairAnswer, "description": "The same pair was there already."}
+}
+_AS_TEXT: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
 def system_routes(controller: ControllerPort, orders: Orders) -> APIRouter:
     """The routes, bound to one controller."""
     router = APIRouter()
@@ -32,7 +38,7 @@ def system_routes(controller: ControllerPort, orders: Orders) -> APIRouter:
         """Whether the daemon answers; needs no token and says nothing else."""
         return {"status": "ok"}
 
-    @router.get("/metrics", tags=["system"])
+    @router.get("/metrics", tags=["system"], response_class=Response, responses=_AS_TEXT)
     async def metrics() -> Response:
         """Counters and positions as Prometheus text."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -75,7 +81,7 @@ def pair_routes(controller: ControllerPort, orders: Orders) -> APIRouter:
         """Every pair; a group of a cascade is in two."""
         return sorted(pairs.pairs(), key=lambda pair: (pair.group, pair.role, pair.peer))
 
-    @router.post("/pairs", status_code=201, responses={200: {"description": "The same pair was there already."}})
+    @router.post("/pairs", status_code=201, responses=_SAME_PAIR)
     async def create_pair(order: schemas.PairCreate, response: Response) -> schemas.PairAnswer:
         """Make this controller's side of a pair: on the secondary first, then on the primary."""
         answer, new = await orders.queued(lambda: pairs.create(order))

@@ -266,7 +266,8 @@ class PrimaryPair:
 
     def overflow(self, now_s: float) -> None:
         """The journal is full of what the secondary has not got (spec §3.7, F9)."""
-        if (self.record.spec.overflow or self.group.facts.overflow) == "suspend":
+        # Without an active pair nothing would make room, however long hosts waited.
+        if not self.active or (self.record.spec.overflow or self.group.facts.overflow) == "suspend":
             self._overflowed()
         elif self._overflow_since_s is None:
             self._overflow_since_s = now_s

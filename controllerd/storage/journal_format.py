@@ -34,6 +34,10 @@ class SegmentError(ValueError):
     """Bytes that are not a segment header of this group."""
 
 
+class SegmentDamaged(SegmentError):
+    """Bytes that are no segment header at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
     """Identity of one segment. ``first``: sequence number of its first record; ``size``: of the file, in bytes."""
@@ -58,14 +62,15 @@ def decode_segment_untrusted(data: bytes, group_id: int) -> SegmentHeader:
     """Decode a segment header.
 
     Raises:
-        SegmentError: it is none, or it belongs to another group.
+        SegmentDamaged: it is none.
+        SegmentError: it is of another version, or belongs to another group.
     """
     if len(data) < SEGMENT_HEADER.size:
-        raise SegmentError("segment shorter than its header")
+        raise SegmentDamaged("segment shorter than its header")
     data = data[: SEGMENT_HEADER.size]
     magic, version, owner, ordinal, first, durable, incarnation, size, _, crc = SEGMENT_HEADER.unpack(data)
     if magic != SEGMENT_MAGIC or crc32c(data[:-4]) != crc:
-        raise SegmentError("no segment header")
+        raise SegmentDamaged("no segment header")
     if version != SEGMENT_VERSION:
         raise SegmentError(f"segment version {version} is not known")
     if owner != group_id:

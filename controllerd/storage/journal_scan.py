@@ -39,6 +39,7 @@ from controllerd.storage.journal import Segment
 from controllerd.storage.journal_format import (
     DATA_START,
     SEGMENT_HEADER,
+    SegmentDamaged,
     SegmentError,
     SegmentHeader,
     decode_segment_untrusted,
@@ -110,7 +111,7 @@ def scan_journal(
     Raises:
         Corrupt: a record that was durable is damaged or missing.
     """
-    found, spares, next_ordinal = _open_segments(files, directory, group_id, start_ordinal, numbering)
+    found, spares, damaged, next_ordinal = _open_segments(files, directory, group_id, start_ordinal, numbering)
     below = [ordinal for ordinal, (header, _) in found.items() if header.first <= first]
     if not below:
         raise Corrupt(f"{directory}: no journal segment holds record {first}")
@@ -134,7 +135,7 @@ def scan_journal(
         ordinal = min(following)
     if walk.expected < first:
         raise Corrupt(f"{directory}: journal ends at record {walk.expected - 1}, its checkpoint is at {first - 1}")
-    behind = [rest]
+    behind = [rest, *map(_content, damaged)]
     for later, (header, file) in found.items():
         spares.append(file)
         if later > ordinal:
@@ -152,10 +153,14 @@ def scan_journal(
 
 def _open_segments(
     files: Files, directory: str, group_id: int, start_ordinal: int, numbering: Numbering
-) -> tuple[dict[int, tuple[SegmentHeader, File]], list[File], int]:
-    """Return the segments that can be the journal's by ordinal, the other files, and the next free ordinal."""
+) -> tuple[dict[int, tuple[SegmentHeader, File]], list[File], list[File], int]:
+    """Return the segments that can be the journal's by ordinal, the other files, and the next free ordinal.
+
+    Those of the other files that may have been segments, and are damaged, are returned by themselves too.
+    """
     found: dict[int, tuple[SegmentHeader, File]] = {}
     spares: list[File] = []
+    damaged: list[File] = []
     next_ordinal = start_ordinal
     for name in files.names(directory):
         if not name.endswith(".seg"):
@@ -165,8 +170,10 @@ def _open_segments(
         file.read_now(data, 0)
         try:
             header = decode_segment_untrusted(bytes(data), group_id)
-        except SegmentError:
+        except SegmentError as error:
             spares.append(file)
+            if isinstance(error, SegmentDamaged) and any(data):
+                damaged.append(file)
             continue
         next_ordinal = max(next_ordinal, header.ordinal + 1)
         current = header.incarnation == numbering.incarnation(header.first)
@@ -174,7 +181,7 @@ def _open_segments(
             spares.append(file)
         else:
             found[header.ordinal] = (header, file)
-    return found, spares, next_ordinal
+    return found, spares, damaged, next_ordinal
 
 
 def _content(file: File) -> memoryview:

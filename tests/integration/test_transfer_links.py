@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from controllerd.replication.frames import FrameType, encode_data_header, encode
 from controllerd.replication.links import dial
 from controllerd.replication.messages import Fence, Hello, Pull
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
+from tests.certificates import Authority
 from tests.integration.transfer_site import KEY, Site, caught_up, connect, pair, until
 
 OTHER_KEY = b"not the key that the site is given"
@@ -166,36 +166,22 @@ async def test_peer_that_sends_what_does_not_belong_is_closed(
 # ---- mutual TLS ----------------------------------------------------------------------------
 
 
-class Authority:
-    """A certificate authority in a directory, made with the openssl command."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-                      " -subj /CN=authority -keyout ca.key -out ca.pem")  # fmt: skip
-
-    def _openssl(self, arguments: str) -> None:
-        subprocess.run(["openssl", *arguments.split()], cwd=self.directory, check=True, capture_output=True)
-
-    def contexts(self, name: str) -> dict[str, Any]:
-        """Server and client context of the controller ``name``."""
-        self._openssl(f"req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name}"
-                      f" -keyout {name}.key -out {name}.csr")  # fmt: skip
-        self._openssl(f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out {name}.pem")
-        authority = str(self.directory / "ca.pem")
-        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
-        client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority)
-        server.verify_mode = ssl.CERT_REQUIRED
-        client.check_hostname = False  # the name is checked by the transfer path itself
-        for context in (server, client):
-            context.load_cert_chain(str(self.directory / f"{name}.pem"), str(self.directory / f"{name}.key"))
-        return {"server_tls": server, "client_tls": client}
+def contexts(authority: Authority, name: str) -> dict[str, Any]:
+    """Server and client context of the controller ``name``."""
+    certificate, key = authority.issue(name)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority.certificate)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client.check_hostname = False  # the name is checked by the transfer path itself
+    for context in (server, client):
+        context.load_cert_chain(certificate, key)
+    return {"server_tls": server, "client_tls": client}
 
 
 @pytest.mark.parametrize("key", [KEY, None])
 async def test_pair_over_mutual_tls(tmp_path: Path, key: bytes | None) -> None:
     authority = Authority(tmp_path)
-    a, b = (Site(name, tmp_path / name, shared_key=key, **authority.contexts(name)) for name in "AB")
+    a, b = (Site(name, tmp_path / name, shared_key=key, **contexts(authority, name)) for name in "AB")
     for site in (a, b):
         await site.start()
         site.make({"g": ["v"]})
@@ -208,7 +194,7 @@ async def test_pair_over_mutual_tls(tmp_path: Path, key: bytes | None) -> None:
     # A plain connection, and a certificate of another name, come to nothing.
     await converse(a.port, Hello(1, "B", 1, "ab" * 32).encode())
     if key is None:
-        wrong = settings_of(a, key=KEY, **authority.contexts("Eve"))
+        wrong = settings_of(a, key=KEY, **contexts(authority, "Eve"))
         wrong = ReplicationSettings("B", 1, peers=wrong.peers, client_tls=wrong.client_tls, server_tls=wrong.server_tls)
         link = await dial(wrong, "A")
         closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()

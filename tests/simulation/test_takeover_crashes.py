@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 from crc32c import crc32c
 
 from controllerd.model.pair_state import Role
-from controllerd.model.records import Kind, encode_header
+from controllerd.model.records import Kind, Record, encode_header
 from controllerd.storage import journal
 from controllerd.storage.group import Group
 from controllerd.storage.pending import Entry
@@ -18,11 +19,14 @@ from controllerd.storage.system import StorageSettings, StorageSystem
 from tests.simulation.disk import Loss
 from tests.simulation.storage_machine import DATA, Machine
 from tests.simulation.storage_model import GroupModel, Write
+from tests.simulation.upstream import stage_from_upstream
 
 SIZE = 64 << 10
 MAX_WRITE = 6 << 10
 OLD, NEW = 77, 88
 """Generations before and after the takeover."""
+ORIGIN = 1000
+"""The synchronous primary's numbers begin behind this."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +45,8 @@ class Secondary:
     model: GroupModel = field(init=False)
     taken_over: bool = False
     cut: int = 0
+    numbered_here: ClassVar[bool] = False
+    generation_after: ClassVar[int] = NEW
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -66,7 +72,9 @@ class Secondary:
         group = system.create_group("g")
         system.create_volume("v", SIZE, pool="p", group="g")
         system.rekey_volume("v", 5)
-        await system.restart_group(group, role=Role.SECONDARY, generation=OLD, last_seq=0, numbered_here=False)
+        await system.restart_group(
+            group, role=Role.SECONDARY, generation=OLD, last_seq=0, numbered_here=self.numbered_here
+        )
 
     async def receive(self, system: StorageSystem) -> None:
         """Receive and apply for a while."""
@@ -114,10 +122,7 @@ class Secondary:
         self.adopt(system)
         group = system.groups["g"]
         if not self.taken_over:
-            self.cut = self.rng.randint(group.applied_seq, group.last_seq)
-            await group.make_durable()
-            self.apply(group, self.cut)
-            await system.restart_group(group, role=Role.PRIMARY, generation=NEW, last_seq=self.cut, last_time=10**6)
+            await self.change_role(system, group)
             self.become_primary()
         await self.compare(system)
         for _ in range(3):
@@ -133,6 +138,12 @@ class Secondary:
         self.model.flushed = self.model.acknowledged = group.last_seq
         await self.compare(system)
 
+    async def change_role(self, system: StorageSystem, group: Group) -> None:
+        self.cut = self.rng.randint(group.applied_seq, group.last_seq)
+        await group.make_durable()
+        self.apply(group, self.cut)
+        await system.restart_group(group, role=Role.PRIMARY, generation=NEW, last_seq=self.cut, last_time=10**6)
+
     def become_primary(self) -> None:
         self.taken_over = True
         del self.model.writes[self.cut :]
@@ -144,7 +155,7 @@ class Secondary:
         if group.role is Role.PRIMARY and not self.taken_over:
             self.become_primary()
         assert (group.role is Role.PRIMARY) == self.taken_over
-        assert group.generation == (NEW if self.taken_over else OLD)
+        assert group.generation == (self.generation_after if self.taken_over else OLD)
         assert self.model.flushed <= group.last_seq <= len(self.model.writes)
         assert group.applied_seq + len(group.pending) == group.last_seq
         self.model.recovered(group.last_seq)
@@ -159,13 +170,46 @@ class Secondary:
         assert bytes(buffer) == self.model.images(system.groups["g"].applied_seq)["v"], "not the image at the cut"
 
 
+class SynchronousSecondary(Secondary):
+    """The secondary of a synchronous pair: numbers of its own, and a role that changes in place."""
+
+    numbered_here = True
+    generation_after = OLD
+
+    def append(self, group: Group, count: int) -> None:
+        for sequence in range(group.last_seq + 1, group.last_seq + 1 + count):
+            write = self.draw()
+            self.model.record(sequence, write)
+            kind = Kind.TRIM if write.data is None else Kind.WRITE
+            data = memoryview(write.data or b"")
+            origin = ORIGIN + sequence
+            received = Record(kind, 0, OLD, 1, 5, write.length, origin, sequence * 10, 0, write.offset, 0, 0, data)
+            assert stage_from_upstream(group, received) == sequence
+        group.commit()
+
+    def adopt(self, system: StorageSystem) -> None:
+        super().adopt(system)
+        group = system.groups["g"]
+        received = self.cut if self.taken_over else group.last_seq
+        assert group.last_origin == (ORIGIN + received if received else 0)
+
+    async def change_role(self, system: StorageSystem, group: Group) -> None:
+        await group.make_durable()
+        self.apply(group, group.last_seq)
+        self.cut = group.last_seq
+        await system.change_role(group, Role.PRIMARY)
+
+
+@pytest.mark.parametrize("kind", [Secondary, SynchronousSecondary])
 @pytest.mark.parametrize("loss", list(Loss), ids=lambda loss: loss.value)
 @pytest.mark.parametrize("seed", range(2))
-def test_takeover_interrupted_at_any_call_happens_wholly_or_not_at_all(seed: int, loss: Loss) -> None:
+def test_takeover_interrupted_at_any_call_happens_wholly_or_not_at_all(
+    seed: int, loss: Loss, kind: type[Secondary]
+) -> None:
     call = 1
     interrupted = True
     while interrupted:
-        case = Secondary(seed)
+        case = kind(seed)
         try:
             case.machine.run(case.create)
             case.machine.run(case.receive)
@@ -185,10 +229,11 @@ def test_takeover_interrupted_at_any_call_happens_wholly_or_not_at_all(seed: int
     assert call > 30
 
 
+@pytest.mark.parametrize("kind", [Secondary, SynchronousSecondary])
 @pytest.mark.parametrize("batch", range(4))
-def test_secondary_keeps_what_it_confirmed(batch: int) -> None:
+def test_secondary_keeps_what_it_confirmed(batch: int, kind: type[Secondary]) -> None:
     for seed in range(batch * 100, batch * 100 + 100):
-        case = Secondary(seed)
+        case = kind(seed)
         try:
             case.machine.run(case.create)
             for _ in range(case.rng.randint(1, 4)):

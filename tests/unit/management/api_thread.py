@@ -34,8 +34,8 @@ class Served:
 
 
 @contextmanager
-def served(directory: Path, *facts: dict[str, Any]) -> Iterator[Served]:
-    """One controller per entry of ``facts``, each on a free loopback port."""
+def served(directory: Path, *facts: dict[str, Any], **settings: Any) -> Iterator[Served]:
+    """One controller per entry of ``facts``, each on a free loopback port; ``settings`` as in ApiSettings."""
     ready: list[Served] = []
     failed: list[BaseException] = []
     up = threading.Event()
@@ -47,7 +47,7 @@ def served(directory: Path, *facts: dict[str, Any]) -> Iterator[Served]:
             urls: dict[str, str] = {}
             for one in facts:
                 controller = await stack.enter_async_context(fake_controller(directory / one["name"], **one))
-                server = ApiServer(create_app(controller, GuardSettings(TOKEN)), ApiSettings())
+                server = ApiServer(create_app(controller, GuardSettings(TOKEN)), ApiSettings(**settings))
                 await server.start()
                 stack.push_async_callback(server.stop)
                 controllers[controller.name], urls[controller.name] = controller, server.address

@@ -1,4 +1,4 @@
-"""METRICS.md names every metric, and none that is not there."""
+"""deploy/METRICS.md names every metric, and none that is not there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from controllerd.management.metrics import ControllerCollector
 from tests.unit.management.fake_controller import fake_controller
 
-PAGE = Path(__file__).parents[3] / "METRICS.md"
+PAGE = Path(__file__).parents[3] / "deploy" / "METRICS.md"
 
 
 async def test_page_and_metrics_agree(tmp_path: Path) -> None:
