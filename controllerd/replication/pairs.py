@@ -217,7 +217,7 @@ class PairManager:
         """Make the group a secondary whose volumes have the primary's keys."""
         storage, group, spec = self.context.storage, pair.group, pair.record.spec
         for volume in spec.volumes:
-            storage.rekey_volume(volume.secondary, volume.key)
+            await storage.rekey_volume(volume.secondary, volume.key)
         if spec.mode == "sync":
             await storage.change_role(group, Role.SECONDARY)
         else:

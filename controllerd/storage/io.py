@@ -69,6 +69,9 @@ class File(Protocol):
     def size(self) -> int:
         """Size in bytes, of a raw block device too."""
 
+    def identity(self) -> tuple[int, int]:
+        """The same for every path to the same file or device, and for no other."""
+
     def close(self) -> None:
         """Close; nothing is synced."""
 
@@ -180,6 +183,10 @@ class SystemFile:
             return os.lseek(self._fd, 0, os.SEEK_END)
         return os.fstat(self._fd).st_size
 
+    def identity(self) -> tuple[int, int]:
+        status = os.fstat(self._fd)
+        return (0, status.st_rdev) if stat.S_ISBLK(status.st_mode) else (status.st_dev, status.st_ino)
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -226,6 +233,9 @@ class AbsentFile:
         raise self._fail()
 
     def size(self) -> int:
+        raise self._fail()
+
+    def identity(self) -> tuple[int, int]:
         raise self._fail()
 
     def close(self) -> None:

@@ -394,6 +394,10 @@ class SimulatedFile:
         self._disk.call(self._life, "stat", self.path)
         return len(self._content.seen)
 
+    def identity(self) -> tuple[int, int]:
+        """See File."""
+        return 0, id(self._content)
+
     def close(self) -> None:
         """See File."""
 
