@@ -67,7 +67,6 @@ class Mirror:
         self._on_loss = on_loss
         self._now_s = now_s
         self._acked = 0
-        self._quiet_through = group.last_seq
         self._writes = Deadlines()
         self._flushes = Deadlines()
 
@@ -103,7 +102,7 @@ class Mirror:
         group = self._group
         if self.blocked:
             return
-        if group.last_seq > self._acked and (group.last_seq > self._quiet_through or group.waiting):
+        if group.last_seq > self._acked and group.waiting:  # a tick under way when the link is cut is no loss
             self._writes.add(group.last_seq, now_s)
         waited_s = max(self._writes.age_s(now_s), self._flushes.age_s(now_s))
         if waited_s <= self._timeout_s:
@@ -116,7 +115,6 @@ class Mirror:
             self.blocked = True
             self._writes.clear()
             self._flushes.clear()
-            self._quiet_through = group.last_seq
             group.refuse_writes(error)
             group.fail_waiting(error)
         self._on_loss(f"the synchronous peer did not confirm a write for {waited_s:.1f} s")
