@@ -67,7 +67,6 @@ class Mirror:
         self._on_loss = on_loss
         self._now_s = now_s
         self._acked = 0
-        self._quiet_through = group.last_seq
         self._writes = Deadlines()
         self._flushes = Deadlines()
 
@@ -110,7 +109,7 @@ class Mirror:
             if group.waiting:  # flushes and FUA writes that came since: nothing unconfirmed may be called flushed
                 group.fail_waiting(self._error)
             return
-        if group.last_seq > self._acked and (group.last_seq > self._quiet_through or group.waiting):
+        if group.last_seq > self._acked and group.waiting:  # a tick under way when the link is cut is no loss
             self._writes.add(group.last_seq, now_s)
         waited_s = max(self._writes.age_s(now_s), self._flushes.age_s(now_s))
         if waited_s <= self._timeout_s:
@@ -123,7 +122,6 @@ class Mirror:
             self._error = error
             self._writes.clear()
             self._flushes.clear()
-            self._quiet_through = group.last_seq
             group.refuse_writes(error)
             group.fail_waiting(error)
         self._on_loss(f"the synchronous peer did not confirm a write for {waited_s:.1f} s")

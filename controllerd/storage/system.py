@@ -10,8 +10,9 @@ Every order is durable when it returns, or refused with nothing half done (spec 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -448,18 +449,9 @@ class StorageSystem:
 
         Else a write could be acknowledged in the new role, and a crash would go back to the old one.
         """
-        refusals = {}
-        for group in groups:
-            refusals[group.name] = (group.refused, Busy(f"group {group.name} is changing its role"))
-            group.refuse_writes(refusals[group.name][1])
-        try:
+        with _refusing(groups, "is changing its role"):
             await self.checkpointer.checkpoint(needed=groups)
             await self.checkpointer.checkpoint(change, needed=groups)
-        finally:
-            for group in groups:
-                before, ours = refusals[group.name]
-                if group.refused is ours:
-                    group.refuse_writes(before)
 
     async def restart_group(
         self, group: Group, *, role: Role, generation: int, last_seq: int, last_origin: int = 0, last_time: int = 0,
@@ -602,11 +594,14 @@ class StorageSystem:
             session.recheck()
         return volume
 
-    def rekey_volume(self, name: str, key: int) -> None:
+    async def rekey_volume(self, name: str, key: int) -> None:
         """Give an empty volume the key of its P-VOL, so that the same records are valid for both.
+
+        Hosts' writes are refused meanwhile.
 
         Raises:
             Conflict: another volume of the group has the key, or the volume is not empty.
+            JournalFailed, DiskFailed: its group cannot be brought up to date.
         """
         volume = self.volume(name)
         group = volume.group
@@ -614,12 +609,15 @@ class StorageSystem:
             return
         if key in group.volumes:
             raise Conflict(f"group {group.name}: volume {group.volumes[key].name} has key {key:#x} already")
-        if not volume.is_empty:
-            raise Conflict(f"volume {name} holds data")
-        del group.volumes[volume.key]
-        volume.key = key
-        group.volumes[key] = volume
-        self.catalogue.put_document("volume", name, self._volume_document(volume))
+        with _refusing([group], "is being paired"):
+            # It may have been written and trimmed: recovery must not meet a record with the key it had.
+            await self.checkpointer.checkpoint(needed=[group])
+            if not volume.is_empty:
+                raise Conflict(f"volume {name} holds data")
+            self.catalogue.put_document("volume", name, {**self._volume_document(volume), "key": key})
+            del group.volumes[volume.key]
+            volume.key = key
+            group.volumes[key] = volume
 
     async def delete_volume(self, name: str) -> None:
         """Forget a volume and give its space back.
@@ -655,6 +653,20 @@ class StorageSystem:
             raise BadOrder(f"{kind} name {name!r}: use 1 to 63 letters, digits, '.', '_', '-'")
         if name in known:
             raise Conflict(f"a {kind} named {name} exists already")
+
+
+@contextlib.contextmanager
+def _refusing(groups: Sequence[Group], why: str) -> Iterator[None]:
+    """Refuse host writes meanwhile; what was refused before or comes on top (a fence, a fault) stays."""
+    refusals = {group: (group.refused, Busy(f"group {group.name} {why}")) for group in groups}
+    for group, (_, ours) in refusals.items():
+        group.refuse_writes(ours)
+    try:
+        yield
+    finally:
+        for group, (before, ours) in refusals.items():
+            if group.refused is ours:
+                group.refuse_writes(before)
 
 
 def _check_works(disk: Disk) -> None:

@@ -71,7 +71,7 @@ class Secondary:
         system.create_pool("p", ["d"])
         group = system.create_group("g")
         system.create_volume("v", SIZE, pool="p", group="g")
-        system.rekey_volume("v", 5)
+        await system.rekey_volume("v", 5)
         await system.restart_group(
             group, role=Role.SECONDARY, generation=OLD, last_seq=0, numbered_here=self.numbered_here
         )

@@ -136,10 +136,23 @@ def test_idle_mirror_is_never_lost() -> None:
     assert losses == []
 
 
+def test_mirror_is_not_lost_for_records_that_no_host_waits_for() -> None:
+    group, losses = FakeGroup(), list[str]()
+    mirror = make_mirror(group, losses)
+    group.last_seq = 12  # ticks that were under way when the link was cut
+    for now in range(100):
+        mirror.check(float(now))
+    assert losses == []
+    group.last_seq, group.waiting = 13, 1
+    mirror.check(100.0)
+    mirror.check(105.1)
+    assert len(losses) == 1
+
+
 def test_mirror_is_lost_when_a_write_waits_too_long_and_not_before() -> None:
     group, losses = FakeGroup(), list[str]()
     mirror = make_mirror(group, losses)
-    group.last_seq = 12
+    group.last_seq, group.waiting = 12, 1
     mirror.check(100.0)
     mirror.check(105.0)
     assert losses == []
@@ -150,6 +163,7 @@ def test_mirror_is_lost_when_a_write_waits_too_long_and_not_before() -> None:
 def test_slow_mirror_is_lost_by_its_oldest_write_although_it_progresses() -> None:
     group, losses = FakeGroup(), list[str]()
     mirror = make_mirror(group, losses)
+    group.waiting = 1
     for step in range(60):
         now = step / 10
         group.last_seq += 10
@@ -174,7 +188,7 @@ def test_flush_that_is_not_confirmed_loses_the_mirror() -> None:
 def test_blocked_group_takes_writes_again_only_when_caught_up() -> None:
     group, losses = FakeGroup(), list[str]()
     mirror = make_mirror(group, losses, block=True)
-    group.last_seq = 20
+    group.last_seq, group.waiting = 20, 1
     mirror.check(0.0)
     mirror.check(6.0)
     assert isinstance(group.write_error, MirrorLost)
@@ -208,7 +222,7 @@ def test_flush_on_a_blocked_group_is_answered_with_an_error() -> None:
 def test_fence_that_came_while_blocked_stays() -> None:
     group, losses = FakeGroup(), list[str]()
     mirror = make_mirror(group, losses, block=True)
-    group.last_seq = 20
+    group.last_seq, group.waiting = 20, 1
     mirror.check(0.0)
     mirror.check(6.0)
     group.write_error = ReadOnly("taken over")

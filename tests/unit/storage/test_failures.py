@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
 from dataclasses import replace
 
@@ -191,6 +193,65 @@ def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
     machine.crash(Loss.KILL)
     live(machine, after)
     machine.destroy()
+
+
+def test_volume_that_cannot_be_deleted_is_as_it_was() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        machine.disk.fault = failing("catalogue", "catalogue", times=1)
+        put(system, "v0", 0, b"a" * 4096)
+        with pytest.raises(OSError, match="Input/output"):
+            await system.delete_volume("v0")
+        assert system.volume("v0").writable
+        put(system, "v0", 4096, b"b" * 4096)
+        calls = 0
+
+        def fault(operation: str, path: str, offset: int, length: int) -> None:
+            nonlocal calls
+            calls += operation == "catalogue"
+            if calls == 2 and operation == "catalogue":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        machine.disk.fault = fault
+        with pytest.raises(OSError, match="Input/output"):
+            await system.delete_volume("v0")
+        assert (await content(system, "v0"))[:8192] == b"a" * 4096 + b"b" * 4096
+        assert system.volume("v0").writable
+        machine.disk.fault = None
+        await system.delete_volume("v0")
+        assert not system.volumes
+
+    live(machine, scenario)
+    machine.destroy()
+
+
+def test_trimmed_volume_that_gets_another_key_survives_a_crash() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        group, volume = system.groups["g0"], system.volume("v0")
+        put(system, "v0", 0, b"a" * 4096)
+        group.stage_zeroes(volume, 0, SIZE, trim=True)
+        group.commit()
+        await system.destagers["g0"].destage()
+        assert volume.is_empty
+        await system.rekey_volume("v0", 77)
+        assert volume.writable
+
+    async def after(system: StorageSystem) -> None:
+        assert system.groups["g0"].describe_fault() is None
+        assert system.volume("v0").key == 77
+        put(system, "v0", 0, b"b" * 4096)
+
+    live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
+def ignore(event: str, facts: dict[str, object]) -> None:
+    """Nobody reads the log."""
 
 
 def test_catalogue_that_cannot_be_written_is_a_typed_error() -> None:
