@@ -37,7 +37,7 @@ def cross_checks(config: Config, file: str) -> list[Problem]:
 
 def warnings(config: Config, file: str) -> list[Problem]:
     """What works but is not wise; a start goes on all the same."""
-    return [Problem(file, *found) for rule in (_exposed, _readable, _descriptors) for found in rule(config)]
+    return [Problem(file, *found) for rule in (_exposed, _skipped, _readable, _descriptors) for found in rule(config)]
 
 
 def _exposed(config: Config) -> Iterator[_Found]:
@@ -52,6 +52,13 @@ def _exposed(config: Config) -> Iterator[_Found]:
     if replication.listen is not None and replication.tls is None and not _is_local(replication.listen):
         wrong = f"{replication.listen} is reached over a network without TLS, where data can be read"
         yield "replication.listen", wrong, "add a [replication.tls] section, unless the network is private"
+
+
+def _skipped(config: Config) -> Iterator[_Found]:
+    tls = config.nbd.tls
+    if tls is not None and tls.mode == "allow" and tls.client_certificates == "required":
+        wrong = '"required" does not bind clients that come without TLS, which mode = "allow" lets them do'
+        yield "nbd.tls.client_certificates", wrong, 'write mode = "require"'
 
 
 def _descriptors(config: Config) -> Iterator[_Found]:

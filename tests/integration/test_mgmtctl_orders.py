@@ -336,3 +336,27 @@ def test_reader_that_goes_away_gets_no_traceback(sites: Served) -> None:
     command = f"{sys.executable} -m mgmtctl metrics | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_secondary_is_made_with_the_rules_about_hosts(run: Run) -> None:
+    primary(run)
+    rule = "network=10.0.0.0/8,certificate=db1"
+    assert good(run, "volume", "allow", "A:v1", "--to", rule, "--to", "read-only") == (
+        f"volume v1 is for {rule}; read-only\n"
+    )
+    words = ("volume", "create", "A:v3", "--size", "8MiB", "--pool", "p", "--group", "g1", "--nobody")
+    assert good(run, *words) == "volume v3 created: 8 MiB in group g1\n"
+    assert pair(run)[0] == 0
+    shown = {item["name"]: item["allow"] for item in answer(run, "volume", "list", "-c", "B")}
+    assert shown == {
+        "v1": [
+            {"network": "10.0.0.0/8", "certificate": "db1", "read_only": False},
+            {"network": None, "certificate": None, "read_only": True},
+        ],
+        "v2": None,
+        "v3": [],
+    }
+    assert "no host" in good(run, "volume", "show", "B:v3")
+    assert good(run, "volume", "allow", "B:v3", "--everyone") == "volume v3 is for every host\n"
+    assert run("volume", "disconnect", "B:v3", "1")[0] == ExitCode.NOT_FOUND
+    assert good(run, "volume", "connections", "-c", "B") == "none\n"

@@ -11,15 +11,18 @@ group takes writes, or reads slower than it asks, waits in its own socket buffer
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, Final, Protocol
 
 from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.slow_reads import serve_slowly
-from controllerd.targets.nbd.transmission import Transmission
+from controllerd.targets.nbd.transmission import Reply, Transmission
 from controllerd.targets.nbd.wire import Command
 
+_TLS_SLICE: Final = 256 << 10
+"""Most bytes that are encrypted in one go."""
 _LINGER_S: Final = 10.0
 """A client that was sent everything, and the end, must have taken it by then."""
 
@@ -61,6 +64,8 @@ class Session(asyncio.BufferedProtocol):
         self._linger: asyncio.TimerHandle | None = None
         self._waits_for_group = False
         self._drained: list[asyncio.Future[None]] = []
+        self._unsent: deque[Reply] = deque()
+        """Replies that TLS was not given yet; not empty only while paused."""
 
     def start(self, machine: Transmission) -> None:
         """Begin: ``machine`` may hold requests already."""
@@ -94,14 +99,14 @@ class Session(asyncio.BufferedProtocol):
     def memory(self) -> int:
         """Bytes of memory that the session takes now: at most its limits' ``memory_max``."""
         machine = self.machine
-        return len(machine.input.chunk) + machine.slow_bytes + self._transport.get_write_buffer_size()
+        return len(machine.input.chunk) + machine.slow_bytes + self._unsent_bytes()
 
     def idle_s(self) -> float:
         """Return for how long the client has neither sent a request nor taken an answer, in seconds.
 
         It is as exact as the calls are frequent. A client that waits for this controller is not idle.
         """
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._unsent_bytes()
         waits_for_us = not unsent and (self.machine.in_flight or self._stop is not Stop.INPUT)
         if self._received or unsent != self._unsent_before or waits_for_us:
             self._moved_s = self._loop.time()
@@ -141,12 +146,18 @@ class Session(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         """Go on after `pause_writing`."""
+        # Not at once: the transport calls this while it is sending.
+        if self._unsent:
+            self._loop.call_soon(self._refill)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         self._paused = False
         for future in self._drained:
             if not future.done():
                 future.set_result(None)
         self._drained.clear()
-        # Not at once: the transport calls this while it is sending.
         self._loop.call_soon(self._run)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -261,7 +272,10 @@ class Session(asyncio.BufferedProtocol):
         out = machine.out
         if out:
             machine.out = []
-            if len(out) == 1:
+            if self.visitor.tls is not None:
+                self._unsent.extend(out)
+                self._feed()
+            elif len(out) == 1:
                 self._transport.write(out[0])
             else:
                 self._transport.writelines(out)
@@ -271,6 +285,27 @@ class Session(asyncio.BufferedProtocol):
                 task = self._loop.create_task(serve_slowly(machine, read, self._drain))
                 self._tasks.add(task)
                 task.add_done_callback(self._task_done)
+
+    def _feed(self) -> None:
+        """Give TLS no more than the client takes: it encrypts at once what it is given, and keeps that."""
+        unsent = self._unsent
+        while unsent and not self._paused:
+            part = unsent.popleft()
+            if len(part) > _TLS_SLICE:
+                view = memoryview(part)
+                unsent.appendleft(view[_TLS_SLICE:])
+                part = view[:_TLS_SLICE]
+            self._transport.write(part)
+
+    def _refill(self) -> None:
+        if not self._ended:
+            self._paused = False
+            self._feed()
+            if not self._paused:
+                self._go_on()
+
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() + sum(map(len, self._unsent))
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -297,7 +332,10 @@ class Session(asyncio.BufferedProtocol):
         """Close when everything is answered; what is not sent yet still is, if the client takes it."""
         if (self.machine.in_flight or self._in_round) and not self.machine.fault:
             return
+        if self._linger is None:
+            self._linger = self._loop.call_later(_LINGER_S, self._transport.abort)
+        if self._unsent:
+            return
         self._ended = True
         self._reason = self.machine.fault
         self._transport.close()
-        self._linger = self._loop.call_later(_LINGER_S, self._transport.abort)

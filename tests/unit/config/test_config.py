@@ -136,6 +136,18 @@ def test_what_is_not_wise_is_said_and_does_not_stop_a_start(tmp_path: Path, caps
     assert f"chmod 600 {tmp_path}/t" in lines[2]
 
 
+def test_certificates_that_clients_can_do_without_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_certificate(tmp_path, "c")
+    path = tmp_path / "a.toml"
+    tls = 'certificate = "c.pem"\nkey = "c.key"\nca = "c.pem"\nclient_certificates = "required"\n'
+    for mode, warned in (("allow", 1), ("require", 0)):
+        path.write_text(f'{GOOD}[nbd.tls]\nmode = "{mode}"\n{tls}')
+        assert main(["--config", str(path), "--check-config"]) == 0
+        assert capsys.readouterr().err.count("does not bind clients that come without TLS") == warned
+
+
 def test_daemon_needs_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])

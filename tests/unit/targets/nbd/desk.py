@@ -98,13 +98,19 @@ class FakeTransport:
 class Desk:
     """A session with its fake transport, and the owner that hears of its end."""
 
-    def __init__(self, volume: FakeVolume | None = None, limits: Limits = LIMITS, rounds: Rounds | None = None) -> None:
+    def __init__(
+        self,
+        volume: FakeVolume | None = None,
+        limits: Limits = LIMITS,
+        rounds: Rounds | None = None,
+        tls: str | None = None,
+    ) -> None:
         self.volume = volume or FakeVolume()
         self.group = self.volume.group
         self.transport = FakeTransport()
         self.reasons: list[str] = []
         self.rounds = rounds or Rounds(lambda _: None)
-        visitor = Visitor(7, "peer", Client(None), None, 123)
+        visitor = Visitor(7, "peer", Client(None), tls, 123)
         self.session = Session(self, cast(asyncio.Transport, self.transport), visitor)
         self.volume.sessions.add(self.session)
         machine = Transmission(
