@@ -306,6 +306,8 @@ class Negotiation:
 
     def _extended_headers(self, data: bytes) -> None:
         _want_no_data(data)
+        if self._framing.extended:
+            raise _Refused(Rep.ERR_INVALID, "extended headers are negotiated already")
         self._framing = EXTENDED
         self._reply(Option.EXTENDED_HEADERS, Rep.ACK)
 
