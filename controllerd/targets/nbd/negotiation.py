@@ -81,7 +81,10 @@ class _Refused(Exception):
 
 
 def export_flags(volume: Volume, framing: Framing, contexts: tuple[Context, ...]) -> ExportFlag:
-    """Return what a volume can do, for a client that has negotiated ``framing`` and ``contexts``."""
+    """Return what a volume can do, for a client that has negotiated ``framing`` and ``contexts``.
+
+    Never ROTATIONAL: writes are journaled in the order they come, so nothing is gained when a client sorts them.
+    """
     flags = (
         ExportFlag.HAS_FLAGS
         | ExportFlag.SEND_FLUSH
