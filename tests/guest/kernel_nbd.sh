@@ -3,48 +3,12 @@
 # under a mounted file system.
 #   NBD_PORT, NBD_EXPORT: the server, on the outside machine's 127.0.0.1
 # The mark "server-killed" is where the outside kills the server and starts it again.
-device=/dev/nbd0
-files=/mnt/files
-
-say() { echo "== $*"; }
-die() {
-    echo "FAILED: $*"
-    exit 1
-}
-# must COMMAND...: silent unless it fails.
-must() { "$@" >/tmp/output 2>&1 || { cat /tmp/output; die "$*"; }; }
-
-attach() {
-    must nbd-client -N "$NBD_EXPORT" -C 2 "$HOST_IP" "$NBD_PORT" $device
-    must guest-wait 20 sh -c "[ \$(blockdev --getsize64 $device) -gt 0 ]"
-}
-detach() {
-    must nbd-client -d $device
-    must guest-wait 20 sh -c "! nbd-client -c $device"
-}
-# write_files FIRST LAST: files of many sizes, each synced; their checksums stay in the guest's memory.
-write_files() {
-    number=$1
-    while [ "$number" -le "$2" ]; do
-        must dd if=/dev/urandom of="$files/$number" bs=$((number * 1531)) count=3 conv=fsync status=none
-        (cd $files && sha256sum "$number") >>/tmp/checksums || die "checksum of file $number"
-        number=$((number + 1))
-    done
-}
-# verify_files: from the device, since the kernel's cache is dropped first.
-verify_files() {
-    echo 3 >/proc/sys/vm/drop_caches
-    (cd $files && sha256sum --check --quiet /tmp/checksums) || die "files differ from what was written"
-    say "$(wc -l </tmp/checksums) files are as they were written"
-}
-no_kernel_complaint() {
-    ! dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|nbd0: .*(timed out|error)' || die "the kernel complained"
-}
+. /guest/nbd_lib.sh
 
 must modprobe nbd nbds_max=2
 
 say "attach with two connections, and what the kernel was told"
-attach
+attach -C 2
 queue=/sys/block/nbd0/queue
 say "$(blockdev --getsize64 $device) bytes, cache $(cat $queue/write_cache), FUA $(cat $queue/fua)"
 [ "$(cat $queue/write_cache)" = "write back" ] || die "the server did not offer FLUSH"
@@ -65,7 +29,7 @@ must e2fsck -fn $device
 detach
 
 say "attach again, verify"
-attach
+attach -C 2
 must mount -t ext4 $device /mnt
 verify_files
 no_kernel_complaint
@@ -77,15 +41,10 @@ writer=$!
 sleep 1
 guest-mark server-killed || die "the server was not started again"
 # The kernel has lost its connections: the file system fails from here on, which is what its own journal is for.
-kill $writer 2>/dev/null
-wait $writer 2>/dev/null
-umount /mnt 2>/dev/null || umount -l /mnt
-nbd-client -d $device >/dev/null 2>&1
-must guest-wait 20 sh -c "! nbd-client -c $device"
-dmesg --clear 2>/dev/null || dmesg -c >/dev/null
+drop $writer
 
 say "attach to the server that was started again: what was synced is there"
-attach
+attach -C 2
 must mount -t ext4 $device /mnt
 verify_files
 write_files 41 45

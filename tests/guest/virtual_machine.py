@@ -10,7 +10,7 @@ import asyncio
 import os
 import shlex
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +54,19 @@ async def run_in_guest(
     variables: Mapping[str, str],
     marks: Mapping[str, Callable[[], Awaitable[None]]],
     limit_s: int = 240,
+    files: Sequence[Path] = (),
 ) -> GuestResult:
     """Run ``script`` in a guest; where it says ``guest-mark NAME``, await ``marks[NAME]()`` while it waits.
 
     A function that raises makes guest-mark fail in the script, and its exception is raised here once the guest has
-    ended. ``directory`` takes the pipes for that. ``variables`` are set in the script's environment.
+    ended. ``directory`` takes the pipes for that. ``variables`` are set in the script's environment; ``files`` lie in
+    the guest's /guest.
     """
     arguments = ["run", "--timeout", str(limit_s)]
     for name, value in variables.items():
         arguments += ["-e", f"{name}={value}"]
+    for file in files:
+        arguments += ["--file", str(file)]
     servers = []
     failures: list[Exception] = []
     for name, act in marks.items():

@@ -3,7 +3,8 @@
 Owns: a small storage system in a directory, and the server on the sockets it is told.
 Never: is part of the product.
 
-Prints one line ``ready ADDRESS ...`` when clients can connect, and stops on SIGTERM.
+Prints one line ``ready ADDRESS ...`` when clients can connect, makes the volume ``small`` 2 MiB long on SIGUSR1, and
+stops on SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from controllerd.storage.io import SystemFiles
 from controllerd.storage.system import StorageSettings, StorageSystem
 from controllerd.storage.volume import Access, Volume
 from controllerd.targets.nbd.server import NbdServer
-from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, Tls, UnixListen
+from controllerd.targets.nbd.settings import Limits, Listen, NbdSettings, TcpListen, Tls, UnixListen
 
 MIB = 1 << 20
 
@@ -89,12 +90,15 @@ async def _serve(options: argparse.Namespace) -> None:
         idle_timeout_s=options.idle_timeout,
         handshake_timeout_s=options.handshake_timeout,
         shutdown_grace_s=5.0,
+        limits=Limits(payload_max=options.max_request_mib * MIB),
     )
     server = NbdServer(Exports(storage), settings, clock=time.time_ns, report=report)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_tls)
     await server.start()
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, storage.resize_volume, "small", 2 * MIB)
     print("ready", *server.addresses(), flush=True)
     await stop.wait()
     await server.stop()
@@ -112,6 +116,7 @@ def main() -> None:
     parser.add_argument("--durability", choices=("cache", "stable"), default="cache")
     parser.add_argument("--max-connections", type=int, default=256)
     parser.add_argument("--handshake-timeout", type=float, default=10.0)
+    parser.add_argument("--max-request-mib", type=int, default=32)
     parser.add_argument("--tls", choices=("off", "allow", "require"), default="off")
     parser.add_argument("--client-certificates", choices=("none", "optional", "required"), default="none")
     parser.add_argument("--max-per-address", type=int, default=0)

@@ -68,6 +68,10 @@ class NbdServed:
         """Return the server's memory in bytes."""
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096
 
+    def grow_small(self) -> None:
+        """Make ``small`` twice as long; it takes effect a moment later."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def kill(self) -> None:
         """End the process as a crash would."""
         self._end(signal.SIGKILL)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import nbd
 import pytest
 
 from tests.interop.nbd_served import MIB, NbdServed, receive, wait_for
+from tests.interop.raw_client import RawClient, Style
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import request
 
@@ -147,19 +150,72 @@ def test_nonsense_is_closed(served: NbdServed) -> None:
     good(served).shutdown()
 
 
-def test_opened_and_dropped_connections_leave_nothing_behind(served: NbdServed) -> None:
+def test_oversized_write_is_thrown_away_and_the_next_request_served(served: NbdServed) -> None:
+    with RawClient(served.socket, "vol", "structured") as raw_client:
+        before = served.resident()
+        reply = raw_client.ask(client.WRITE, 0, data=bytes(64 * MIB))
+        assert reply.error == client.EINVAL
+        assert served.resident() - before < 20 * MIB
+        assert not raw_client.ask(client.WRITE, 0, data=b"next").error
+
+
+@pytest.mark.parametrize("style", ["simple", "structured", "extended"])
+def test_a_thousand_requests_at_once(served: NbdServed, style: Style) -> None:
+    with RawClient(served.socket, "vol", style) as raw_client:
+        blocks = [bytes([n % 255 + 1]) * 512 for n in range(1000)]
+        writes = [raw_client.encode(client.WRITE, n, n * 512, 0, 0, block) for n, block in enumerate(blocks)]
+        raw_client.socket.sendall(b"".join(writes))
+        assert not any(reply.error for reply in raw_client.answers(1000).values())
+        reads = [raw_client.encode(client.READ, n, n * 512, 512, 0, None) for n in range(1000)]
+        raw_client.socket.sendall(b"".join(reads))
+        replies = raw_client.answers(1000)
+        assert [replies[n].content() for n in range(1000)] == blocks
+
+
+def test_thousands_of_connections_leave_nothing_behind_and_a_client_beside_them_does_not_notice(
+    served: NbdServed,
+) -> None:
     good(served).shutdown()
     files = served.open_files()
     memory = 0
     for turn in range(3):
-        for number in range(200):
-            sock = raw(served, negotiate=number % 3 != 0)
-            if number % 3 == 1:
-                sock.sendall(request(client.WRITE, 1, 0, data=b"x" * 1000)[: number * 5 + 1])
-            sock.close()
+        with well_behaved(served):
+            for number in range(1000):
+                sock = raw(served, negotiate=number % 3 != 0)
+                if number % 3 == 1:
+                    sock.sendall(request(client.WRITE, 1, 0, data=b"x" * 1000)[: number + 1])
+                elif number % 6 == 2:
+                    sock.shutdown(socket.SHUT_WR)
+                sock.close()
         wait_for(lambda: served.open_files() == files)
         if not turn:
             memory = served.resident()
     assert served.resident() - memory < 4 * MIB
     good(served).shutdown()
     served.stop()
+
+
+@contextlib.contextmanager
+def well_behaved(served: NbdServed) -> Iterator[None]:
+    """Run a client that writes and reads without a pause; every answer must be right."""
+    stop = threading.Event()
+    served_right: list[int] = []
+
+    def work() -> None:
+        with RawClient(served.socket, "small", "structured") as mine:
+            for number in itertools.count(1):
+                data = number.to_bytes(8, "big") * 512
+                assert not mine.ask(client.WRITE, 65_536, data=data).error
+                assert mine.ask(client.READ, 65_536, len(data)).content() == data
+                if stop.is_set():
+                    served_right.append(number)
+                    return
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert served_right[0] > 10

@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import nbd
@@ -192,6 +193,52 @@ def test_write_time_context_reports_nothing_about_blocks(connect: Connect) -> No
     handle.block_status(MIB, 0, lambda context, _offset, entries, _error: found.__setitem__(context, entries))
     assert found["remotecopy:write-time"] == [MIB, 0]
     assert sum(found["base:allocation"][::2]) == MIB
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+def test_requests_are_as_long_as_configured(tmp_path: Path) -> None:
+    served = NbdServed(tmp_path, "--max-request-mib", "64", "--cache-mib", "32")
+    handle = nbd.NBD()
+    handle.set_strict_mode(ALL_CHECKS_OFF)
+    handle.connect_uri(served.uri())
+    assert handle.get_block_size(nbd.SIZE_MAXIMUM) == 64 * MIB
+    data = os.urandom(MIB) * 64
+    handle.pwrite(data, 0, nbd.CMD_FLAG_FUA)
+    assert handle.pread(len(data), 0) == data
+    assert handle.pread(len(data) - 1, 1, nbd.CMD_FLAG_DF) == data[1:]
+    handle.shutdown()
+    served.stop()
+
+
+def test_new_connections_see_the_new_size_of_a_volume(nbd_own: NbdServed) -> None:
+    def connect() -> Any:
+        handle = nbd.NBD()
+        handle.set_strict_mode(ALL_CHECKS_OFF)
+        handle.connect_uri(nbd_own.uri("small"))
+        return handle
+
+    before = connect()
+    assert before.get_size() == MIB
+    nbd_own.grow_small()
+    deadline = time.monotonic() + 20
+    while (after := connect()).get_size() == MIB:
+        after.shutdown()
+        assert time.monotonic() < deadline
+    assert after.get_size() == 2 * MIB
+    after.pwrite(b"new part", 2 * MIB - 8)
+    before.pwrite(b"old part", MIB - 8)
+    assert errno_of(lambda: before.pwrite(b"x", MIB)) == "ENOSPC"
+    assert errno_of(lambda: before.pread(1, MIB)) == "EINVAL"
+    assert after.pread(16, MIB - 8) == b"old part" + bytes(8)
+    after.flush()
+    nbd_own.kill()
+    nbd_own.restart()
+    again = connect()
+    assert again.get_size() == 2 * MIB
+    assert again.pread(8, 2 * MIB - 8) == b"new part"
+    again.shutdown()
 
 
 # ---- many at once ------------------------------------------------------------------------------------

@@ -79,8 +79,12 @@ def handle(session: Transmission, head: int, cookie: bytes, offset: int, length:
     if request.command == Command.DISC:
         session.skip(framing.request_size)
         return Stop.END
-    if request.command == Command.WRITE and request.flags & framing.payload_flag == framing.payload_flag:
-        return _write(session, request)
+    if request.command == Command.WRITE:
+        if request.flags & framing.payload_flag == framing.payload_flag:
+            return _write(session, request)
+        # Whether data follows is anyone's guess, and neither may be taken for the other.
+        session.fault = "client sent a WRITE without the flag PAYLOAD_LEN"
+        return Stop.END
     if request.flags & framing.payload_flag:
         return _with_payload(session, request)
     try:
@@ -233,10 +237,6 @@ def _finish_write(session: Transmission, request: Request) -> None:
 # ---- the other commands ------------------------------------------------------------------
 
 
-def _bare_write(_session: Transmission, _request: Request) -> Stop | None:
-    raise RequestRefused(Errno.EINVAL, "with extended headers, WRITE must have the flag PAYLOAD_LEN")
-
-
 def _read(session: Transmission, request: Request) -> Stop | None:
     framing = session.framing
     whole = bool(request.flags & _DF)
@@ -320,7 +320,6 @@ def _answer_status(session: Transmission, request: Request, contexts: Sequence[C
 
 _RULES: Final[dict[int, _Rule]] = {
     Command.READ: _Rule(_read, _FUA | _DF, Errno.EINVAL, changes=False),
-    Command.WRITE: _Rule(_bare_write, _FUA, Errno.ENOSPC, changes=True),
     Command.FLUSH: _Rule(_flush, _FUA, Errno.EINVAL, changes=False),
     Command.TRIM: _Rule(_zero, _FUA, Errno.EINVAL, changes=True),
     Command.CACHE: _Rule(_cache, _FUA, Errno.EINVAL, changes=False),

@@ -226,6 +226,8 @@ class Session(asyncio.BufferedProtocol):
             stop = Stop.END
         self._stop = stop
         self._read(wanted=stop is Stop.INPUT and not self._paused)
+        if stop is Stop.INPUT:
+            return
         if stop is Stop.GROUP and not self._waits_for_group:
             self._waits_for_group = True
             self.machine.group.when_accepting(self._group_accepts)

@@ -81,7 +81,10 @@ class _Refused(Exception):
 
 
 def export_flags(volume: Volume, framing: Framing, contexts: tuple[Context, ...]) -> ExportFlag:
-    """Return what a volume can do, for a client that has negotiated ``framing`` and ``contexts``."""
+    """Return what a volume can do, for a client that has negotiated ``framing`` and ``contexts``.
+
+    Never ROTATIONAL: writes are journaled in the order they come, so nothing is gained when a client sorts them.
+    """
     flags = (
         ExportFlag.HAS_FLAGS
         | ExportFlag.SEND_FLUSH
@@ -306,6 +309,8 @@ class Negotiation:
 
     def _extended_headers(self, data: bytes) -> None:
         _want_no_data(data)
+        if self._framing.extended:
+            raise _Refused(Rep.ERR_INVALID, "extended headers are negotiated already")
         self._framing = EXTENDED
         self._reply(Option.EXTENDED_HEADERS, Rep.ACK)
 

@@ -265,6 +265,7 @@ def transmission_flags(machine: Negotiation) -> int:
 def test_extended_headers_take_precedence_over_structured_replies() -> None:
     machine = structured()
     assert kinds(machine, client.option(client.EXTENDED)) == [client.ACK]
+    assert kinds(machine, client.option(client.EXTENDED)) == [client.INVALID]
     assert kinds(machine, client.option(client.STRUCTURED)) == [client.EXT_HEADER_REQD]
     assert transmission_flags(machine) & ExportFlag.SEND_DF
     assert kinds(machine, client.go("vol")) == [client.REP_INFO, client.ACK]
