@@ -170,11 +170,6 @@ class Group:
         return self.acks.complete.reached
 
     @property
-    def flushed_seq(self) -> int:
-        """Writes up to here survive power loss, at the synchronous peer too."""
-        return self.acks.flushed.reached
-
-    @property
     def durable_seq(self) -> int:
         """Writes up to here are durable in this controller's journal."""
         return self.acks.durable.reached
