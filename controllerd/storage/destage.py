@@ -128,11 +128,11 @@ class Destager:
 
     async def _unmap_zeroed(self, volume: Volume) -> None:
         """Free the regions that the window zeroed, or zero them where newer writes need the region."""
-        layers = volume.layers
+        layers, shift = volume.layers, volume.shift
         for count, region in enumerate(sorted(layers.frozen_zeroed), 1):
             if not volume.map[region]:
                 continue
-            if _has_blocks(layers, region):
+            if _has_blocks(layers, region) or self._group.stages(volume, region << shift, region + 1 << shift):
                 disk, offset = volume.pool.locate(volume.map[region])
                 await self._put(disk, partial(disk.file.zero, offset, volume.pool.region_size))
             else:

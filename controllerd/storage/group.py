@@ -414,6 +414,16 @@ class Group:
         for listener in self.on_commit:
             listener()
 
+    def stages(self, volume: Volume, low: int, high: int) -> bool:
+        """Whether something is staged and not committed that touches bytes ``low`` to ``high`` of ``volume``.
+
+        The disk regions it reserved must not be given back: nothing else shows yet that they are needed.
+        """
+        return any(
+            staged is volume and offset < high and offset + length > low
+            for staged, _, offset, length, *_ in self._staged
+        )
+
     # ---- back-pressure -----------------------------------------------------
 
     def update_accepting(self) -> None:
