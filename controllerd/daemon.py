@@ -43,8 +43,9 @@ from controllerd.targets.nbd.server import NbdServer
 from controllerd.targets.nbd.settings import Limits, Listen, NbdSettings, TcpListen, UnixListen
 
 EXIT_FAILED: Final = 1
-# A full collection walks every cached block; the hot paths make no cycles, so rare is right.
-_GC_THRESHOLDS: Final = (50_000, 50, 1000)
+# A full collection walks every cached block; the hot paths make no cycles, so rare is right. The youngest objects are
+# looked at in portions that hold nobody up.
+_GC_THRESHOLDS: Final = (10_000, 250, 1000)
 
 
 class Exports:

@@ -93,20 +93,26 @@ class Checkpointer:
                             volume.dirty_pages.add(page)
                 self._freed = freed + self._freed
                 raise
-            self._release(freed)
+            await self._release(freed)
             for group, (_, _, document) in zip(groups, documents, strict=True):
                 group.checkpointed(marks[group.name], document["retained"])
             self.count += 1
 
-    def _release(self, freed: list[tuple[Pool, int]]) -> None:
+    async def _release(self, freed: list[tuple[Pool, int]]) -> None:
         by_pool: dict[str, tuple[Pool, list[int]]] = {}
         for pool, region in freed:
             by_pool.setdefault(pool.name, (pool, []))[1].append(region)
         for pool, regions in by_pool.values():
             try:
-                pool.release(regions)
+                await self.run_blocking(pool.zero, regions)
             except OSError as error:  # not zeroed, so not free: until the next start, which zeroes what no map has
                 self._system.report("release-failed", {"pool": pool.name, "error": str(error)})
+            except BaseException:  # cancelled: the next checkpoint does it
+                self._freed += [(pool, region) for pool, waiting in by_pool.values() for region in waiting]
+                raise
+            else:
+                pool.release(regions)
+                regions.clear()
 
     async def sync_disks(self) -> None:
         """Return when everything written to the disks so far survives power loss.

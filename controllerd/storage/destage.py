@@ -19,6 +19,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from typing_extensions import Buffer
@@ -28,12 +29,13 @@ from controllerd.model.pair_state import Role
 from controllerd.storage.background import Background
 from controllerd.storage.group import Group
 from controllerd.storage.io import IOV_MAX
-from controllerd.storage.layers import BLOCK_SHIFT, Layers, pieces
+from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers, pieces
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.volume import Volume
 
 SLICE_WRITES: Final = 48
 SLICE_BYTES: Final = 2 << 20
+SLICE_BLOCKS: Final = 8192
 RUN_BYTES: Final = 8 << 20
 """Pieces that follow each other on a disk are joined up to here; one thread's job."""
 LONG_WRITE: Final = 512 << 10
@@ -102,6 +104,7 @@ class Destager:
     async def _finish(self, window: _Window) -> None:
         group = self._group
         volumes = window.volumes
+        dropped: list[Blocks] = []
         if window.mark[0] > group.durable_seq:  # ticks alone too: recovery will look for what the mark says
             try:
                 await group.make_durable()
@@ -117,14 +120,18 @@ class Destager:
             for volume in volumes:
                 await self._write(volume)
             for volume in volumes:
-                volume.layers.drop_frozen()
+                dropped.append(volume.layers.drop_frozen())
                 volume.destages += 1
             self.windows += 1
         self._window = None
         if window.start_ordinal == group.facts.start_ordinal:  # else the numbers are those of a journal before
             group.destaged_mark = window.mark
-        if window.size:
-            group.budget.release(window.size)
+        try:
+            for blocks in dropped:
+                await _let_go(blocks)
+        finally:
+            if window.size:
+                group.budget.release(window.size)
 
     async def _unmap_zeroed(self, volume: Volume) -> None:
         """Free the regions that the window zeroed, or zero them where newer writes need the region."""
@@ -142,7 +149,7 @@ class Destager:
 
     async def _write(self, volume: Volume) -> None:
         writes = slice_bytes = 0
-        for disk, offset, buffers, size in _runs(volume):
+        for disk, offset, buffers, size in _runs(volume, await _in_order(volume.layers.frozen)):
             if size >= LONG_WRITE:
                 await self._put(disk, partial(disk.file.write_long, buffers, size, offset))
                 self.bytes_written += size
@@ -198,7 +205,7 @@ def write_layers_now(group: Group) -> None:
             if volume.map[region]:
                 disk, offset = volume.pool.locate(volume.map[region])
                 disk.file.zero(offset, volume.pool.region_size)
-        for disk, offset, buffers, size in _runs(volume):
+        for disk, offset, buffers, size in _runs(volume, sorted(volume.layers.frozen)):
             disk.file.write_vector(buffers, size, offset)
         volume.layers.drop_frozen()
     group.budget.release(group.layer_bytes)
@@ -211,7 +218,26 @@ def _has_blocks(layers: Layers, region: int) -> bool:
     return any(block in layers.active or block in layers.frozen for block in range(first, first + (1 << per_region)))
 
 
-def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
+async def _in_order(blocks: Blocks) -> list[int]:
+    """Sort a layer's block numbers, in parts between which the loop has its turns; joining sorted parts is quick."""
+    numbers = iter(blocks)
+    order: list[int] = []
+    while part := sorted(islice(numbers, SLICE_BLOCKS)):
+        order += part
+        await asyncio.sleep(0)
+    order.sort()
+    return order
+
+
+async def _let_go(blocks: Blocks) -> None:
+    """Free a layer's memory; a large one takes long enough to be noticed."""
+    while blocks:
+        for _ in range(min(SLICE_BLOCKS, len(blocks))):
+            blocks.popitem()
+        await asyncio.sleep(0)
+
+
+def _runs(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
     """Yield (disk, offset, buffers, size) in the volume's order, pieces that follow each other on a disk joined.
 
     Neighbouring logical regions have neighbouring disk regions where possible, so the
@@ -220,7 +246,7 @@ def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
     run: list[Buffer] = []
     where: Disk | None = None
     start = size = 0
-    for disk, offset, data, length in _pieces(volume):
+    for disk, offset, data, length in _pieces(volume, order):
         if run and disk is where and offset == start + size and len(run) < IOV_MAX and size < RUN_BYTES:
             run.append(data)
             size += length
@@ -232,13 +258,13 @@ def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
         yield where, start, run, size
 
 
-def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, memoryview, int]]:
+def _pieces(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, memoryview, int]]:
     """Yield (disk, offset, content, length) in the volume's order; no piece leaves its region."""
     shift = volume.shift
     region_size = 1 << shift
     entries = volume.map
     locate = volume.pool.locate
-    for offset, content in pieces(volume.layers.frozen):
+    for offset, content in pieces(volume.layers.frozen, order):
         length = len(content)
         disk, base = locate(entries[offset >> shift])
         within = offset & region_size - 1

@@ -146,6 +146,20 @@ class Threads:
         self.begin(attempt, lambda tell: None if future.cancelled() else tell())
         return future
 
+    async def run(self, call: Callable[[], T]) -> T:
+        """Let a thread do ``call`` and return what it returns. Cancelled, it ends only when the thread is done.
+
+        For calls that change something: whoever goes on may change the same place, and a late call would undo that.
+        """
+        work = self.start(call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            raise
+
     def _work(self) -> None:
         get = self._jobs.get
         while (job := get()) is not None:
@@ -211,15 +225,7 @@ class SystemFile:
             self._write_rest(memoryview(b"".join(buffers)), count, offset)
 
     async def write_long(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
-        work = self._threads.start(partial(self.write_vector, buffers, size, offset))
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # Whoever goes on may write to the same place: a late write would bring old data back.
-            while not work.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
-            raise
+        await self._threads.run(partial(self.write_vector, buffers, size, offset))
 
     async def sync(self) -> None:
         await self._threads.start(self.sync_now)
@@ -299,8 +305,8 @@ class SystemFiles:
         _sync_directory(directory)
 
     async def run(self, function: Any, *arguments: Any) -> Any:
-        """Run a blocking call in the same threads."""
-        return await self._threads.start(partial(function, *arguments))
+        """Run a blocking call in the same threads. Cancelled, it ends only when the call has."""
+        return await self._threads.run(partial(function, *arguments))
 
     def close(self) -> None:
         self._threads.close()

@@ -578,7 +578,9 @@ class StorageSystem:
             del self.volumes[name]
             del volume.group.volumes[volume.key]
             self.catalogue.delete_volume(name, volume.volume_id)
-            volume.pool.release([region for region in volume.map if region])
+            regions = [region for region in volume.map if region]
+            await self.checkpointer.run_blocking(volume.pool.zero, regions)
+            volume.pool.release(regions)
 
     @staticmethod
     def _check_new(kind: str, name: str, known: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from controllerd.model.errors import BadOrder, Corrupt, DiskFailed
-from controllerd.storage.layers import BLOCK_SHIFT, Layers, Run
+from controllerd.storage.layers import BLOCK_SHIFT, Layers, Run, among
 from controllerd.storage.pools import Pool
 
 if TYPE_CHECKING:
@@ -291,8 +291,9 @@ class Volume:
         runs: list[tuple[int, bool]] = []
         position = offset
         end = offset + length
-        cached = {block >> per_region for block in layers.active}
-        frozen = {block >> per_region for block in layers.frozen}
+        blocks = range(offset >> BLOCK_SHIFT, (end - 1 >> BLOCK_SHIFT) + 1)
+        cached = {block >> per_region for block in among(layers.active, blocks)}
+        frozen = {block >> per_region for block in among(layers.frozen, blocks)}
         while position < end:
             region = position >> shift
             stop = min(region + 1 << shift, end)
