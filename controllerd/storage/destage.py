@@ -154,9 +154,12 @@ class Destager:
                 await self._put(disk, partial(disk.file.write_long, buffers, size, offset))
                 self.bytes_written += size
                 continue
-            if len(buffers) == 1:
-                await self._put(disk, partial(disk.file.write, buffers[0], offset))
-            else:
+            try:  # random writes come here one by one: no more than the call for each
+                if len(buffers) == 1:
+                    disk.file.write(buffers[0], offset)
+                else:
+                    disk.file.write_vector(buffers, size, offset)
+            except OSError:
                 await self._put(disk, partial(disk.file.write_vector, buffers, size, offset))
             writes += 1
             slice_bytes += size
@@ -243,37 +246,32 @@ def _runs(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, list[Bu
     Neighbouring logical regions have neighbouring disk regions where possible, so the
     volume's order is nearly the disk's, and sorting plain block numbers is cheap.
     """
+    shift = volume.shift
+    region_size = 1 << shift
+    mask = region_size - 1
+    entries = volume.map
+    locate = volume.pool.locate
     run: list[Buffer] = []
     where: Disk | None = None
     start = size = 0
-    for disk, offset, data, length in _pieces(volume, order):
-        if run and disk is where and offset == start + size and len(run) < IOV_MAX and size < RUN_BYTES:
-            run.append(data)
-            size += length
-        else:
-            if run and where is not None:
-                yield where, start, run, size
-            where, start, run, size = disk, offset, [data], length
-    if run and where is not None:
-        yield where, start, run, size
-
-
-def _pieces(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, memoryview, int]]:
-    """Yield (disk, offset, content, length) in the volume's order; no piece leaves its region."""
-    shift = volume.shift
-    region_size = 1 << shift
-    entries = volume.map
-    locate = volume.pool.locate
     for offset, content in pieces(volume.layers.frozen, order):
         length = len(content)
-        disk, base = locate(entries[offset >> shift])
-        within = offset & region_size - 1
-        rest = region_size - within
-        if length <= rest:
-            yield disk, base + within, content, length
-            continue
-        yield disk, base + within, content[:rest], rest
-        for done in range(rest, length, region_size):
-            disk, base = locate(entries[offset + done >> shift])
-            part = content[done : done + region_size]
-            yield disk, base, part, len(part)
+        done = 0
+        while done < length:  # a piece may lie in several regions
+            disk, position = locate(entries[offset + done >> shift])
+            within = offset + done & mask
+            position += within
+            part, count = content, length
+            if done or length > region_size - within:
+                part = content[done : done + region_size - within]
+                count = len(part)
+            done += count
+            if disk is where and position == start + size and len(run) < IOV_MAX and size < RUN_BYTES:
+                run.append(part)
+                size += count
+            else:
+                if where is not None:
+                    yield where, start, run, size
+                where, start, run, size = disk, position, [part], count
+    if where is not None:
+        yield where, start, run, size
