@@ -44,6 +44,8 @@ class Checkpointer:
         self.lock = asyncio.Lock()
         """Held while a checkpoint is taken; whoever forgets groups or volumes holds it meanwhile."""
         self._freed: list[tuple[Pool, int]] = []
+        self.unzeroed = False
+        """Whether regions that no map has may hold old data: only a start that zeroes them may give them out."""
         self.count = 0
 
     def freed(self, pool: Pool, region: int) -> None:
@@ -106,6 +108,7 @@ class Checkpointer:
             try:
                 await self.run_blocking(pool.zero, regions)
             except OSError as error:  # not zeroed, so not free: until the next start, which zeroes what no map has
+                self.unzeroed = True
                 self._system.report("release-failed", {"pool": pool.name, "error": str(error)})
             except BaseException:  # cancelled: the next checkpoint does it
                 self._freed += [(pool, region) for pool, waiting in by_pool.values() for region in waiting]

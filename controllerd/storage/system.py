@@ -147,7 +147,8 @@ class StorageSystem:
             async with asyncio.timeout(30):
                 await self.checkpointer.checkpoint()
                 await self.checkpointer.sync_disks()  # the zeros in regions that came back with it
-            if all(group.describe_fault() is None for group in self.groups.values()):
+            faultless = all(group.describe_fault() is None for group in self.groups.values())
+            if faultless and not self.checkpointer.unzeroed:
                 self.catalogue.put_fact("clean", True)
         except (DiskFailed, TimeoutError, OSError) as error:
             self.report("stop-without-checkpoint", {"error": str(error)})

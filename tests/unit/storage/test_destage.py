@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 
 import pytest
 
@@ -63,4 +65,33 @@ def test_a_destage_that_is_stopped_ends_its_write_first(monkeypatch: pytest.Monk
         assert (await content(system, "v0"))[:REGION] == b"b" * REGION
 
     live(machine, scenario)
+    machine.destroy()
+
+
+def test_a_region_that_could_not_be_zeroed_shows_nothing_old_after_an_orderly_stop() -> None:
+    machine = make_machine()
+
+    def fault(operation: str, path: str, offset: int, length: int) -> None:
+        if operation == "zero":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def scenario(system: StorageSystem) -> None:
+        group, volume = system.groups["g0"], system.volume("v0")
+        put(system, "v0", 0, b"old" * 20000 + bytes(REGION - 60000))
+        await system.checkpointer.checkpoint()
+        group.stage_zeroes(volume, 0, REGION, trim=True)
+        group.commit()
+        machine.disk.fault = fault
+        await system.checkpointer.checkpoint()
+        machine.disk.fault = None
+        assert not volume.allocated
+        await system.stop()
+
+    async def after(system: StorageSystem) -> None:
+        put(system, "v0", 0, b"new")
+        assert (await content(system, "v0"))[:REGION] == b"new" + bytes(REGION - 3)
+
+    live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
     machine.destroy()
