@@ -45,8 +45,9 @@ from controllerd.targets.nbd.server import NbdServer
 from controllerd.targets.nbd.settings import MEMORY_FIXED, Limits, Listen, NbdSettings, TcpListen, Tls, UnixListen
 
 EXIT_FAILED: Final = 1
-# A full collection walks every cached block; the hot paths make no cycles, so rare is right.
-GC_THRESHOLDS: Final = (50_000, 50, 1000)
+# A full collection walks every cached block; the hot paths make no cycles, so rare is right. The youngest objects are
+# looked at in portions that hold nobody up.
+GC_THRESHOLDS: Final = (10_000, 250, 1000)
 
 
 class Exports:

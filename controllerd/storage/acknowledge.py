@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Final, Literal
 
 from controllerd.model.errors import Busy, JournalFailed, RemoteCopyError
 from controllerd.storage.horizons import Horizon, Waiter
 from controllerd.storage.journal import Journal
 
 Durability = Literal["cache", "stable"]
+
+_STREAK: Final = 3
+"""After so many flushes that came after one commit each, the next commit is synced before its flush is here."""
 
 
 class Acknowledgement:
@@ -36,8 +40,12 @@ class Acknowledgement:
         """Called when the journal failed, after everyone who waited got the error."""
         self._mirror_acked = 0
         self._mirror_durable = 0
-        self._sync_task: asyncio.Task[None] | None = None
+        self._syncing = False
         self._sync_wanted = reached
+        self._unflushed = 0
+        """Commits since the last flush."""
+        self._flush_streak = 0
+        """Flushes in a row that came after one commit each."""
         self.complete = Horizon(reached)
         self.flushed = Horizon(reached)
         self.durable = Horizon(reached)
@@ -45,9 +53,14 @@ class Acknowledgement:
     def committed(self, sequence: int) -> None:
         """Records through ``sequence`` are in the journal."""
         self.journaled = sequence
+        self._unflushed += 1
         if self.durability == "stable":
             self.request_sync(sequence)
-        elif not self.mirrored:
+            return
+        if self._unflushed == 1 and self._flush_streak >= _STREAK:
+            # A database's commit: the flush is on its way. When it is here, much of the sync will be done.
+            self.request_sync(sequence)
+        if not self.mirrored:
             self.complete.advance(sequence)
 
     def recovered(self, sequence: int) -> None:
@@ -84,6 +97,9 @@ class Acknowledgement:
         if self._journal.failed is not None:
             waiter(self._journal.failed)
             return
+        if self._unflushed:
+            self._flush_streak = self._flush_streak + 1 if self._unflushed == 1 else 0
+            self._unflushed = 0
         self.flushed.when(sequence, waiter)
         if sequence > self.flushed.reached:
             self.request_sync(sequence)
@@ -123,20 +139,25 @@ class Acknowledgement:
         """Begin a journal sync unless ``sequence`` is durable; one sync serves all who wait (spec §3.5)."""
         if sequence > self._sync_wanted:
             self._sync_wanted = sequence
-        if self._sync_task is None and self._sync_wanted > self.durable.reached:
-            self._sync_task = asyncio.get_running_loop().create_task(self._sync())
+        if not self._syncing and self._sync_wanted > self.durable.reached:
+            self._syncing = True
+            # Not at once: others who are served in this turn of the loop share the sync.
+            asyncio.get_running_loop().call_soon(self._sync)
 
-    async def _sync(self) -> None:
-        try:
-            while self._sync_wanted > self.durable.reached and self.journaled > self.durable.reached:
-                durable = self.durable
-                target = await self._journal.sync()
-                durable.advance(target)
-                self.update()
-        except JournalFailed as error:
+    def _sync(self) -> None:
+        if self._sync_wanted > self.durable.reached and self.journaled > self.durable.reached:
+            self._journal.begin_sync(partial(self._synced, self.durable))
+        else:
+            self._syncing = False
+
+    def _synced(self, durable: Horizon, target: int, error: JournalFailed | None) -> None:
+        self._syncing = False
+        if error is not None:
             self.fail(error)
-        finally:
-            self._sync_task = None
+            return
+        durable.advance(target)
+        self.update()
+        self.request_sync(0)
 
     def update(self) -> None:
         """Move the horizons as far as journal and mirror allow."""

@@ -126,8 +126,13 @@ class Checkpointer:
             for name, pool, region in freed:
                 if name not in names:
                     by_pool.setdefault(pool, []).append(region)
-            for pool, regions in by_pool.items():
-                self.release(pool, regions)
+            try:
+                for pool in list(by_pool):
+                    await self.release(pool, by_pool[pool])
+                    del by_pool[pool]
+            except BaseException:  # cancelled: the next checkpoint does it
+                self._freed += [_Freed("", pool, region) for pool, waiting in by_pool.items() for region in waiting]
+                raise
             for group, (_, _, document) in zip(kept, documents, strict=True):
                 group.checkpointed(marks[group.name], document["retained"])
             self.count += 1
@@ -138,13 +143,15 @@ class Checkpointer:
                 self._system.report("checkpoint-without-group", {"group": name, "error": str(error)})
         self.behind = behind
 
-    def release(self, pool: Pool, regions: list[int]) -> None:
+    async def release(self, pool: Pool, regions: list[int]) -> None:
         """Give regions that no map of the catalogue has back to the pool."""
         try:
-            pool.release(regions)
+            await self.run_blocking(pool.zero, regions)
         except OSError as error:  # not zeroed, so not free: until the next start, which zeroes what no map has
             self.leaked = True
             self._system.report("release-failed", {"pool": pool.name, "error": str(error)})
+        else:
+            pool.release(regions)
 
     async def sync_disks(self) -> None:
         """Return when everything written to the disks that work survives power loss.

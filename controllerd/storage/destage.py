@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from typing_extensions import Buffer
@@ -27,12 +28,13 @@ from controllerd.model.pair_state import Role
 from controllerd.storage.background import Background
 from controllerd.storage.group import Group
 from controllerd.storage.io import IOV_MAX
-from controllerd.storage.layers import BLOCK_SHIFT, Layers, pieces
+from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers, pieces
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.volume import Volume
 
 SLICE_WRITES: Final = 48
 SLICE_BYTES: Final = 2 << 20
+SLICE_BLOCKS: Final = 8192
 RUN_BYTES: Final = 8 << 20
 """Pieces that follow each other on a disk are joined up to here; one thread's job."""
 LONG_WRITE: Final = 512 << 10
@@ -118,6 +120,7 @@ class Destager:
     async def _finish(self, window: _Window) -> None:
         group = self._group
         volumes = window.volumes
+        dropped: list[Blocks] = []
         if window.mark[0] > group.durable_seq:  # ticks alone too: recovery will look for what the mark says
             await group.make_durable()
         if volumes:
@@ -128,23 +131,27 @@ class Destager:
             for volume in volumes:
                 await self._write(volume)
             for volume in volumes:
-                volume.layers.drop_frozen()
+                dropped.append(volume.layers.drop_frozen())
                 volume.destages += 1
             self.windows += 1
         self._resume()
         self._window = None
         if window.start_ordinal == group.facts.start_ordinal:  # else the numbers are those of a journal before
             group.destaged_mark = window.mark
-        if window.size:
-            group.budget.release(window.size)
+        try:
+            for blocks in dropped:
+                await _let_go(blocks)
+        finally:
+            if window.size:
+                group.budget.release(window.size)
 
     async def _unmap_zeroed(self, volume: Volume) -> None:
         """Free the regions that the window zeroed, or zero them where newer writes need the region."""
-        layers = volume.layers
+        layers, shift = volume.layers, volume.shift
         for count, region in enumerate(sorted(layers.frozen_zeroed), 1):
             if not volume.map[region]:
                 continue
-            if _has_blocks(layers, region) or self._group.stages(volume, region):
+            if _has_blocks(layers, region) or self._group.stages(volume, region << shift, region + 1 << shift):
                 disk, offset = volume.pool.locate(volume.map[region])
                 self._put(disk, partial(disk.file.zero, offset, volume.pool.region_size))
             else:
@@ -154,14 +161,17 @@ class Destager:
 
     async def _write(self, volume: Volume) -> None:
         writes = slice_bytes = 0
-        for disk, offset, buffers, size in _runs(volume):
+        for disk, offset, buffers, size in _runs(volume, await _in_order(volume.layers.frozen)):
             if size >= LONG_WRITE:
                 await self._put_long(disk, partial(disk.file.write_long, buffers, size, offset))
                 self.bytes_written += size
                 continue
-            if len(buffers) == 1:
-                self._put(disk, partial(disk.file.write, buffers[0], offset))
-            else:
+            try:  # random writes come here one by one: no more than the call for each
+                if len(buffers) == 1:
+                    disk.file.write(buffers[0], offset)
+                else:
+                    disk.file.write_vector(buffers, size, offset)
+            except OSError:
                 self._put(disk, partial(disk.file.write_vector, buffers, size, offset))
             writes += 1
             slice_bytes += size
@@ -220,7 +230,7 @@ def write_layers_now(group: Group) -> None:
             if volume.map[region]:
                 disk, offset = volume.pool.locate(volume.map[region])
                 disk.file.zero(offset, volume.pool.region_size)
-        for disk, offset, buffers, size in _runs(volume):
+        for disk, offset, buffers, size in _runs(volume, sorted(volume.layers.frozen)):
             disk.file.write_vector(buffers, size, offset)
         volume.layers.drop_frozen()
     group.budget.release(group.layer_bytes)
@@ -233,43 +243,57 @@ def _has_blocks(layers: Layers, region: int) -> bool:
     return any(block in layers.active or block in layers.frozen for block in range(first, first + (1 << per_region)))
 
 
-def _runs(volume: Volume) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
+async def _in_order(blocks: Blocks) -> list[int]:
+    """Sort a layer's block numbers, in parts between which the loop has its turns; joining sorted parts is quick."""
+    numbers = iter(blocks)
+    order: list[int] = []
+    while part := sorted(islice(numbers, SLICE_BLOCKS)):
+        order += part
+        await asyncio.sleep(0)
+    order.sort()
+    return order
+
+
+async def _let_go(blocks: Blocks) -> None:
+    """Free a layer's memory; a large one takes long enough to be noticed."""
+    while blocks:
+        for _ in range(min(SLICE_BLOCKS, len(blocks))):
+            blocks.popitem()
+        await asyncio.sleep(0)
+
+
+def _runs(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
     """Yield (disk, offset, buffers, size) in the volume's order, pieces that follow each other on a disk joined.
 
     Neighbouring logical regions have neighbouring disk regions where possible, so the
     volume's order is nearly the disk's, and sorting plain block numbers is cheap.
     """
+    shift = volume.shift
+    region_size = 1 << shift
+    mask = region_size - 1
+    entries = volume.map
+    locate = volume.pool.locate
     run: list[Buffer] = []
     where: Disk | None = None
     start = size = 0
-    for disk, offset, data, length in _pieces(volume):
-        if run and disk is where and offset == start + size and len(run) < IOV_MAX and size < RUN_BYTES:
-            run.append(data)
-            size += length
-        else:
-            if run and where is not None:
-                yield where, start, run, size
-            where, start, run, size = disk, offset, [data], length
-    if run and where is not None:
-        yield where, start, run, size
-
-
-def _pieces(volume: Volume) -> Iterator[tuple[Disk, int, memoryview, int]]:
-    """Yield (disk, offset, content, length) in the volume's order; no piece leaves its region."""
-    shift = volume.shift
-    region_size = 1 << shift
-    entries = volume.map
-    locate = volume.pool.locate
-    for offset, content in pieces(volume.layers.frozen):
+    for offset, content in pieces(volume.layers.frozen, order):
         length = len(content)
-        disk, base = locate(entries[offset >> shift])
-        within = offset & region_size - 1
-        rest = region_size - within
-        if length <= rest:
-            yield disk, base + within, content, length
-            continue
-        yield disk, base + within, content[:rest], rest
-        for done in range(rest, length, region_size):
-            disk, base = locate(entries[offset + done >> shift])
-            part = content[done : done + region_size]
-            yield disk, base, part, len(part)
+        done = 0
+        while done < length:  # a piece may lie in several regions
+            disk, position = locate(entries[offset + done >> shift])
+            within = offset + done & mask
+            position += within
+            part, count = content, length
+            if done or length > region_size - within:
+                part = content[done : done + region_size - within]
+                count = len(part)
+            done += count
+            if disk is where and position == start + size and len(run) < IOV_MAX and size < RUN_BYTES:
+                run.append(part)
+                size += count
+            else:
+                if where is not None:
+                    yield where, start, run, size
+                where, start, run, size = disk, position, [part], count
+    if where is not None:
+        yield where, start, run, size

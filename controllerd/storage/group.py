@@ -177,11 +177,6 @@ class Group:
         return self.acks.complete.reached
 
     @property
-    def flushed_seq(self) -> int:
-        """Writes up to here survive power loss, at the synchronous peer too."""
-        return self.acks.flushed.reached
-
-    @property
     def durable_seq(self) -> int:
         """Writes up to here are durable in this controller's journal."""
         return self.acks.durable.reached
@@ -408,14 +403,6 @@ class Group:
             self._received.append(Entry(self._next, time, int(kind), key, offset, length, 0, None))
         return self._next
 
-    def stages(self, volume: Volume, region: int) -> bool:
-        """Whether anything staged and not committed touches a region of a volume: it needs the region's space."""
-        low = region << volume.shift
-        high = low + (1 << volume.shift)
-        return any(
-            other is volume and offset < high and offset + length > low for other, _, offset, length, _ in self._staged
-        )
-
     def commit(self) -> None:
         """Journal what was staged since the last commit, with one write; then it is readable (at a primary).
 
@@ -456,6 +443,16 @@ class Group:
         self.acks.committed(self.last_seq)
         for listener in self.on_commit:
             listener()
+
+    def stages(self, volume: Volume, low: int, high: int) -> bool:
+        """Whether something is staged and not committed that touches bytes ``low`` to ``high`` of ``volume``.
+
+        The disk regions it reserved must not be given back: nothing else shows yet that they are needed.
+        """
+        return any(
+            staged is volume and offset < high and offset + length > low
+            for staged, _, offset, length, *_ in self._staged
+        )
 
     # ---- back-pressure -----------------------------------------------------
 

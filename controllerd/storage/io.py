@@ -16,12 +16,16 @@ import ctypes
 import errno
 import fcntl
 import os
+import queue
 import stat
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from typing_extensions import Buffer
+
+T = TypeVar("T")
 
 IOV_MAX: Final = 1024
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
@@ -57,6 +61,9 @@ class File(Protocol):
 
     async def sync(self) -> None:
         """Return when everything written so far survives power loss."""
+
+    def begin_sync(self, done: Callable[[OSError | None], None]) -> None:
+        """Begin a `sync`; ``done`` is called by the loop when it ended, with the error if it failed."""
 
     def sync_now(self) -> None:
         """`sync` that holds up the loop: for rare orders and recovery."""
@@ -108,15 +115,84 @@ class Files(Protocol):
         """Give back the threads."""
 
 
+class Threads:
+    """Threads for calls that wait for a disk.
+
+    What a flush costs is mostly the way to a thread and back: here that is one queue, without the futures, locks and
+    tasks of an executor.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._threads: list[threading.Thread] = []
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def begin(self, call: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Let a thread do ``call``, which must not raise; the loop calls ``done`` with what it returned."""
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+
+        def job() -> None:
+            result = call()
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                call_soon(done, result)
+
+        if len(self._threads) < self._count:
+            thread = threading.Thread(target=self._work, name="storage-io", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put(job)
+
+    def start(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Let a thread do ``call``; the future takes what it returns or raises. It cannot be stopped."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def attempt() -> Callable[[], None]:
+            try:
+                result = call()
+            except Exception as error:
+                return partial(future.set_exception, error)
+            return partial(future.set_result, result)
+
+        self.begin(attempt, lambda tell: None if future.cancelled() else tell())
+        return future
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Let a thread do ``call`` and return what it returns. Cancelled, it ends only when the thread is done.
+
+        For calls that change something: whoever goes on may change the same place, and a late call would undo that.
+        """
+        work = self.start(call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            raise
+
+    def _work(self) -> None:
+        get = self._jobs.get
+        while (job := get()) is not None:
+            job()
+
+    def close(self) -> None:
+        """Return when all calls begun are done, and their threads gone."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+
 class SystemFile:
     """A file of the operating system; syncs, long writes and waiting reads run in threads."""
 
-    __slots__ = ("_fd", "_nowait", "_pool", "path")
+    __slots__ = ("_fd", "_nowait", "_threads", "path")
 
-    def __init__(self, path: str, fd: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, path: str, fd: int, threads: Threads) -> None:
         self.path = path
         self._fd = fd
-        self._pool = pool
+        self._threads = threads
         self._nowait = True
 
     def read_nowait(self, buffer: memoryview, offset: int) -> bool:
@@ -140,7 +216,7 @@ class SystemFile:
             done += count
 
     async def read(self, buffer: memoryview, offset: int) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._pool, self.read_now, buffer, offset)
+        await self._threads.start(partial(self.read_now, buffer, offset))
 
     def write(self, data: Buffer, offset: int) -> None:
         count = os.pwrite(self._fd, data, offset)
@@ -158,18 +234,20 @@ class SystemFile:
             self._write_rest(memoryview(b"".join(buffers)), count, offset)
 
     async def write_long(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
-        work = asyncio.get_running_loop().run_in_executor(self._pool, self.write_vector, buffers, size, offset)
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # Whoever goes on may write to the same place: a late write would bring old data back.
-            while not work.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
-            raise
+        await self._threads.run(partial(self.write_vector, buffers, size, offset))
 
     async def sync(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._pool, os.fdatasync, self._fd)
+        await self._threads.start(self.sync_now)
+
+    def begin_sync(self, done: Callable[[OSError | None], None]) -> None:
+        self._threads.begin(self._try_sync, done)
+
+    def _try_sync(self) -> OSError | None:
+        try:
+            self.sync_now()
+        except OSError as error:
+            return error
+        return None
 
     def sync_now(self) -> None:
         os.fdatasync(self._fd)
@@ -246,6 +324,9 @@ class AbsentFile:
     async def sync(self) -> None:
         raise self._fail()
 
+    def begin_sync(self, done: Callable[[OSError | None], None]) -> None:
+        raise self._fail()
+
     def sync_now(self) -> None:
         raise self._fail()
 
@@ -272,7 +353,7 @@ class SystemFiles:
     """Files of the operating system."""
 
     def __init__(self, threads: int = 8) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="storage-io")
+        self._threads = Threads(threads)
 
     def open(self, path: str, *, create: bool = False) -> File:
         if create:
@@ -280,7 +361,7 @@ class SystemFiles:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         if not create and stat.S_ISBLK(os.stat(path).st_mode):
             flags |= os.O_EXCL  # a device with a mounted file system is refused
-        return SystemFile(path, os.open(path, flags, 0o600), self._pool)
+        return SystemFile(path, os.open(path, flags, 0o600), self._threads)
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
@@ -306,11 +387,11 @@ class SystemFiles:
         _sync_directory(directory)
 
     async def run(self, function: Any, *arguments: Any) -> Any:
-        """Run a blocking call in the same threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        """Run a blocking call in the same threads. Cancelled, it ends only when the call has."""
+        return await self._threads.run(partial(function, *arguments))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        self._threads.close()
 
 
 def _sync_directory(directory: str) -> None:

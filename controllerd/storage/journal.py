@@ -4,8 +4,8 @@ Owns: the append order, the durable position, which segments are kept, and readi
 ranges of records back for peers.
 Never: assigns sequence numbers, talks to peers, or syncs again after a sync failed.
 
-An append is in the page cache when it returns; it is durable when `sync` that began
-after it has returned. Segments come back for reuse when the checkpoint and every
+An append is in the page cache when it returns; it is durable when a sync that began
+after it has ended. Segments come back for reuse when the checkpoint and every
 consumer have passed them, newest first, so that their pages are still in memory and
 a partly written page need not be read (architecture §4).
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -277,9 +277,10 @@ class Journal:
                 self.fail(f"journal write failed: {error}")
 
     def sync_now(self) -> None:
-        """`sync` that holds up the loop, for rare orders.
+        """A sync that holds up the loop, for rare orders.
 
-        Raises: as `sync`.
+        Raises:
+            JournalFailed: it failed; it is never tried again (F13).
         """
         segments, self._unsynced = self._unsynced, []
         try:
@@ -296,32 +297,42 @@ class Journal:
         Raises:
             JournalFailed: always.
         """
+        raise self._failure(reason)
+
+    def _failure(self, reason: str) -> JournalFailed:
         if self.failed is None:
             self.failed = JournalFailed(reason)
-        raise self.failed
+        return self.failed
 
-    async def sync(self) -> int:
-        """Make durable what was appended before the call; return the last sequence number of it.
+    def begin_sync(self, done: Callable[[int, JournalFailed | None], None]) -> None:
+        """Begin to make durable what was appended before the call.
 
-        Raises:
-            JournalFailed: a sync failed; it is never tried again (F13).
+        ``done`` gets the last sequence number of it, and the error if a sync failed; that is never tried again (F13).
         """
-        if self.failed is not None:
-            raise self.failed
         target, resets = self.last, self._resets
+        if self.failed is not None:
+            done(target, self.failed)
+            return
         segments, self._unsynced = self._unsynced, []
-        try:
-            for segment in segments:
-                await segment.file.sync()
-                segment.begun = True
-        except OSError as error:
-            self.fail(f"journal sync failed: {error}")
-        except BaseException:  # cancelled: these are as unsynced as they were
-            self._unsynced = segments + self._unsynced
-            raise
-        if resets == self._resets:  # else the number is that of a journal before
-            self.durable = max(self.durable, target)
-        return target
+        rest = iter(segments)
+        current: Segment | None = None
+
+        def go_on(error: OSError | None) -> None:
+            nonlocal current
+            if error is not None:
+                done(target, self._failure(f"journal sync failed: {error}"))
+                return
+            if current is not None:
+                current.begun = True
+            current = next(rest, None)
+            if current is not None:
+                current.file.begin_sync(go_on)
+                return
+            if resets == self._resets:  # else the number is that of a journal before
+                self.durable = max(self.durable, target)
+            done(target, None)
+
+        go_on(None)
 
     # ---- freeing -----------------------------------------------------------
 

@@ -15,7 +15,7 @@ the same layer's zeroed region, which hides everything older.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from typing_extensions import Buffer
@@ -164,12 +164,8 @@ class Layers:
         active = self.active
         if active:
             low, high = first << per_region, last << per_region
-            if high - low < len(active):
-                for block in range(low, high):
-                    active.pop(block, None)
-            else:
-                for block in [block for block in active if low <= block < high]:
-                    del active[block]
+            for block in list(among(active, range(low, high))):
+                del active[block]
         self.zeroed.update(range(first, last))
         return made
 
@@ -227,14 +223,18 @@ class Layers:
         self.frozen, self.frozen_zeroed = self.active, self.zeroed
         self.active, self.zeroed = {}, set()
 
-    def drop_frozen(self) -> None:
-        """End a destage: the disks have what the frozen layer held."""
+    def drop_frozen(self) -> Blocks:
+        """End a destage: the disks have what the frozen layer held. Returns its blocks, which nobody needs any more."""
+        dropped = self.frozen
         self.frozen, self.frozen_zeroed = {}, set()
+        return dropped
 
 
-def pieces(blocks: Blocks) -> Iterator[tuple[int, memoryview]]:
-    """Yield (byte offset in the volume, content) of a layer's blocks in order, each write in as few pieces as it is."""
-    order = sorted(blocks)
+def pieces(blocks: Blocks, order: list[int]) -> Iterator[tuple[int, memoryview]]:
+    """Yield (byte offset in the volume, content) of a layer's blocks, a write in as few pieces as newer ones left it.
+
+    ``order``: the blocks' numbers, sorted.
+    """
     get = blocks.__getitem__
     index, end = 0, len(order)
     while index < end:
@@ -262,6 +262,13 @@ def pieces(blocks: Blocks) -> Iterator[tuple[int, memoryview]]:
             view = memoryview(content.data)
             for low, high in content.ranges():
                 yield (block << BLOCK_SHIFT) + low, view[low:high]
+
+
+def among(blocks: Blocks, numbers: range) -> Iterable[int]:
+    """Return those of the block numbers that are in ``blocks``; takes time for the smaller of both only."""
+    if len(numbers) < len(blocks):
+        return filter(blocks.__contains__, numbers)
+    return filter(numbers.__contains__, blocks)
 
 
 def _whole(content: Content, block: int) -> Buffer | None:

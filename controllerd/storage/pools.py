@@ -128,8 +128,8 @@ class Pool:
             raise NoSpace(f"pool {self.name} has no free region left ({self.regions} of {self.region_size} bytes used)")
         return found
 
-    def release(self, regions: list[int]) -> None:
-        """Zero regions on their disks and put them back on the free list."""
+    def zero(self, regions: list[int]) -> None:
+        """Zero regions on their disks. May run in a thread: nobody else uses regions that wait for `release`."""
         for start, count in _runs(sorted(regions)):
             disk, offset = self.locate(start)
             last_disk, _ = self.locate(start + count - 1)
@@ -139,6 +139,10 @@ class Pool:
                 for region in range(start, start + count):
                     disk, offset = self.locate(region)
                     disk.file.zero(offset, self.region_size)
+
+    def release(self, regions: list[int]) -> None:
+        """Put regions that were zeroed back on the free list."""
+        for start, count in _runs(sorted(regions)):
             self._used[start : start + count] = bytes(count)
             self.free += count
 

@@ -642,7 +642,7 @@ class StorageSystem:
                 self.catalogue.delete_volume(name, volume.volume_id)
                 del self.volumes[name]
                 del volume.group.volumes[volume.key]
-                self.checkpointer.release(volume.pool, [region for region in volume.map if region])
+                await self.checkpointer.release(volume.pool, [region for region in volume.map if region])
         except BaseException:
             volume.access = access
             raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from controllerd.model.access import Client, Grant, Rules, grant
 from controllerd.model.errors import BadOrder, Busy, Corrupt, DiskFailed
-from controllerd.storage.layers import BLOCK_SHIFT, Blocks, Layers, Run
+from controllerd.storage.layers import BLOCK_SHIFT, Layers, Run, among
 from controllerd.storage.pools import Pool
 
 if TYPE_CHECKING:
@@ -344,11 +344,13 @@ class Volume:
         """Return (length, reads as zeros and takes no space) runs that cover the range exactly."""
         shift = self.shift
         layers = self.layers
-        per_region = 1 << shift - BLOCK_SHIFT
+        per_region = shift - BLOCK_SHIFT
         runs: list[tuple[int, bool]] = []
         position = offset
         end = offset + length
-        cached, frozen = (_regions(layer, offset, end, per_region) for layer in (layers.active, layers.frozen))
+        blocks = range(offset >> BLOCK_SHIFT, (end - 1 >> BLOCK_SHIFT) + 1)
+        cached = {block >> per_region for block in among(layers.active, blocks)}
+        frozen = {block >> per_region for block in among(layers.frozen, blocks)}
         while position < end:
             region = position >> shift
             stop = min(region + 1 << shift, end)
@@ -366,10 +368,3 @@ class Volume:
                 runs.append((stop - position, hole))
             position = stop
         return runs
-
-
-def _regions(blocks: Blocks, offset: int, end: int, per_region: int) -> set[int]:
-    """Return the regions from byte ``offset`` to ``end`` that ``blocks`` has something of (and perhaps others)."""
-    wanted = range(offset >> BLOCK_SHIFT, (end - 1 >> BLOCK_SHIFT) + 1)
-    present = filter(blocks.__contains__, wanted) if len(wanted) < len(blocks) else blocks
-    return {block // per_region for block in present}

@@ -377,6 +377,16 @@ class SimulatedFile:
         self._sync(before)
         await self._wait()
 
+    def begin_sync(self, done: Callable[[OSError | None], None]) -> None:
+        """See File."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if not task.cancelled() and (error is None or isinstance(error, OSError)):  # else the power is gone
+                done(error)
+
+        asyncio.get_running_loop().create_task(self.sync()).add_done_callback(ended)
+
     def sync_now(self) -> None:
         """See File."""
         self._sync(self._disk.serial())

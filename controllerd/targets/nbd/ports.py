@@ -30,10 +30,6 @@ class Group(Protocol):
         """Writes up to here may be acknowledged."""
 
     @property
-    def flushed_seq(self) -> int:
-        """Writes up to here survive power loss."""
-
-    @property
     def accepting(self) -> bool:
         """False: stop parsing requests that write, until `when_accepting` calls."""
 

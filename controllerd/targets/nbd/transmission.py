@@ -344,11 +344,7 @@ class Transmission:
                 self.in_flight += len(done)
                 group.when_complete(last, partial(self._answer, _WRITE, done))
         for command, cookies in ((_WRITE, durable), (_FLUSH, flushes)):
-            if not cookies:
-                continue
-            if group.flushed_seq >= last:
-                self.out.append(self.framing.success(cookies))
-            else:
+            if cookies:  # the group is told of a flush that is done already, too: it learns when flushes come
                 self.in_flight += len(cookies)
                 group.when_flushed(last, partial(self._answer, command, cookies))
 

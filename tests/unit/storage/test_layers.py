@@ -35,7 +35,7 @@ def _put(disk: bytearray, layers: Layers) -> None:
     for region in layers.frozen_zeroed:
         disk[region << REGION_SHIFT : region + 1 << REGION_SHIFT] = bytes(1 << REGION_SHIFT)
     after = 0
-    for offset, content in pieces(layers.frozen):
+    for offset, content in pieces(layers.frozen, sorted(layers.frozen)):
         assert offset >= after, "pieces are in order and do not overlap"
         after = offset + len(content)
         disk[offset:after] = content
@@ -117,7 +117,7 @@ def test_a_long_write_stays_in_one_piece(count: int) -> None:
     data = memoryview(random.Random(count).randbytes(count * BLOCK))
     layers.write(5 * BLOCK, data)
     layers.write((6 + count) * BLOCK, data)
-    assert [(offset // BLOCK, bytes(content)) for offset, content in pieces(layers.active)] == [
+    assert [(offset // BLOCK, bytes(content)) for offset, content in pieces(layers.active, sorted(layers.active))] == [
         (5, bytes(data)),
         (6 + count, bytes(data)),
     ]

@@ -21,7 +21,7 @@ class FakeGroup:
     def __init__(self) -> None:
         self.last_seq = 0
         self.complete_seq = 0
-        self.flushed_seq = 0
+        self._flushed_seq = 0
         self.accepting = True
         self.hold_complete = False
         self.hold_flush = False
@@ -85,7 +85,7 @@ class FakeGroup:
 
     def when_flushed(self, sequence: int, waiter: Waiter, /) -> None:
         self._flushed.append((sequence, waiter))
-        if not self.hold_flush:
+        if not self.hold_flush or sequence <= self._flushed_seq:
             self.flush(sequence)
 
     def when_accepting(self, waiter: Callable[[], None], /) -> None:
@@ -108,7 +108,7 @@ class FakeGroup:
 
     def flush(self, sequence: int, error: RemoteCopyError | None = None) -> None:
         """Make everything up to ``sequence`` durable."""
-        self.flushed_seq = max(self.flushed_seq, sequence)
+        self._flushed_seq = max(self._flushed_seq, sequence)
         waiting, self._flushed = self._flushed, []
         for number, waiter in waiting:
             if number <= sequence:
