@@ -171,10 +171,10 @@ class LifeLoop(asyncio.BaseEventLoop):
                 raise Deadlock("no callback is ready and no timer is set")
         now_s = self.now_s
         while timers and timers[0][0] <= now_s:
-            handle = heapq.heappop(timers)[2]
-            if not handle._cancelled:
-                ready.append(handle)
-        handle = None
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:
+                ready.append(timer)
+        handle: Any = None
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
