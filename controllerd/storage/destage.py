@@ -79,11 +79,13 @@ class Destager:
             await self.destage()
 
     async def destage(self) -> None:
-        """Put everything visible now on the disks (not synced).
+        """Put everything visible now on the disks (not synced); nothing of a held group, whose recovery did not end.
 
         Raises:
             JournalFailed: the journal could not be made durable first; nothing was written.
         """
+        if self._group.read_error is not None:
+            return
         async with self._lock:
             if self._window is not None:  # it was interrupted, and newer writes wait in the active layers
                 await self._finish(self._window)

@@ -464,7 +464,9 @@ class Group:
     def overflowing(self) -> bool:
         """Whether the journal is full because a consumer has not got what it holds."""
         kept = self.kept_through()
-        return self.journal.room < self._margin and kept is not None and kept < self.facts.destaged
+        if self.read_error is not None or kept is None:
+            return False  # a held group's journal is not known
+        return self.journal.room < self._margin and kept < self.facts.destaged
 
     def _stop_waiting(self) -> None:
         """The journal failed: hosts that wait get the error, and other groups the budget that never drains here."""
@@ -641,7 +643,8 @@ class Group:
             "destaged": destaged,
             "destaged_time": time,
             "destaged_origin": origin,
-            "retained": min([*self._retention.values(), destaged]),
+            # A held group's journal is not known, so what its consumers say they need may long be gone from it.
+            "retained": facts.retained if self.read_error else min([*self._retention.values(), destaged]),
             "start_ordinal": facts.start_ordinal,
             "bytes_written": self.bytes_written,
         }

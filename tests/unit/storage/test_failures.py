@@ -181,6 +181,37 @@ def test_reading_a_journal_from_a_failing_disk_is_a_typed_error() -> None:
     machine.destroy()
 
 
+def test_held_group_keeps_what_its_next_recovery_needs() -> None:
+    machine = make_machine()
+
+    async def write(system: StorageSystem) -> None:
+        put(system, "v0", 0, b"a" * 4096)
+        await system.checkpointer.checkpoint()
+        put(system, "v0", 0, b"b" * 4096)
+
+    async def held(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        assert group.read_error is not None
+        before = system.catalogue.get_documents("group")["g0"]
+        group.set_retention("pair", 0)  # its secondary has not yet said what it has
+        assert not group.overflowing
+        await system.checkpointer.checkpoint()
+        assert before["retained"] == 1
+        assert system.catalogue.get_documents("group")["g0"] == before
+
+    async def after(system: StorageSystem) -> None:
+        assert (await content(system, "v0"))[:4096] == b"b" * 4096
+
+    live(machine, write)
+    machine.crash(Loss.KILL)
+    machine.disk.fault = failing("read", ".seg")
+    live(machine, held)
+    machine.crash(Loss.KILL)
+    machine.disk.fault = None
+    live(machine, after)
+    machine.destroy()
+
+
 def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
     machine = make_machine(groups=2, cache=256 << 10)
 
@@ -199,6 +230,39 @@ def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
         assert await content(system, "v1") == b"b" * SIZE
 
     live(machine, fill)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
+@pytest.mark.parametrize(("operation", "part"), [("write", "d.img"), ("read", "000001/")])
+def test_group_held_in_the_middle_of_its_recovery_leaves_the_others_alone(operation: str, part: str) -> None:
+    machine = make_machine(groups=2, cache=256 << 10)
+
+    async def fill(system: StorageSystem) -> None:
+        system.budget.limit = 1 << 30
+        for offset in range(0, SIZE, 65536):
+            put(system, "v0", offset, b"a" * 65536)
+        put(system, "v1", 0, b"b" * 4096)
+
+    async def held(system: StorageSystem) -> None:
+        assert system.groups["g0"].read_error is not None
+        assert system.groups["g1"].read_error is None
+        assert system.budget.used < 65536
+        machine.disk.fault = None
+        await system.checkpointer.checkpoint()
+        put(system, "v1", 0, b"c" * 4096)
+        with pytest.raises(RemoteCopyError):
+            await content(system, "v0")
+
+    async def after(system: StorageSystem) -> None:
+        assert await content(system, "v0") == b"a" * SIZE
+        assert (await content(system, "v1"))[:4096] == b"c" * 4096
+
+    live(machine, fill)
+    machine.crash(Loss.KILL)
+    machine.disk.fault = failing(operation, part)
+    live(machine, held)
     machine.crash(Loss.KILL)
     live(machine, after)
     machine.destroy()
