@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulation.defects.hunt import FIRST_SEED, failed_seeds
-from tests.simulation.defects.listing import DEFECTS
+from tests.simulation.defects.listing import DEFECTS, PARTS
 from tests.simulation.defects.plant import Defect, DoesNotFit, check_fits, plant
 
 
@@ -88,11 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--swarm", type=int, default=300, help="most seeds of whole systems")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for each hunter")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--part", choices=sorted(PARTS), help="only the defects of this layer")
     parser.add_argument("--only", default="", help="defects whose name contains this")
     parser.add_argument("--hunter", action="append", default=[], help="only this hunter; several are tried in order")
     parser.add_argument("--report", type=Path, help="write the table to this file")
     options = parser.parse_args(arguments)
-    chosen = [defect for defect in DEFECTS if options.only in defect.name]
+    chosen = [defect for defect in PARTS.get(options.part, DEFECTS) if options.only in defect.name]
     try:
         for defect in chosen:
             check_fits(defect)

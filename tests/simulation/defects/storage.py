@@ -41,7 +41,9 @@ STORAGE: Final[tuple[Defect, ...]] = (
     Defect("retry a failed journal sync", "I4", ("swarm", "unit:tests/unit/storage/test_failures.py"), (
         Edit(_JOURNAL, "        except OSError as error:\n            self.fail(f\"journal sync failed: {error}\")\n"
              "        except BaseException:",
-             "        except OSError:\n            for segment in segments:\n                await segment.file.sync()\n"
+             "        except OSError:\n            import asyncio\n\n            for segment in segments:\n                while True:\n"
+             "                    try:\n                        await segment.file.sync()\n                        break\n"
+             "                    except OSError:\n                        await asyncio.sleep(0.1)\n"
              "        except BaseException:"),
     )),
     Defect("flush answered at once", "I4", _LOCAL, (
