@@ -168,13 +168,16 @@ class ClockTime:
         return last
 
     def pass_on(self, carried: int, now: int) -> int:
-        """See WriteTime: the upstream clock decides (spec §4.4), so equal times are possible here."""
-        if carried > self.last:
-            if carried > MAX_CARRIED:
-                raise _too_late(carried)
-            self.last = carried
-        elif carried < self.last:
+        """See WriteTime: the upstream clock decides (spec §4.4), as long as it is ahead of what was handed out.
+
+        Clamped times go on by 1 ns: were they equal, the writes of a busy controller whose clock is behind
+        that of another, idle one would all be kept back, and in the end fill the journal.
+        """
+        if carried > MAX_CARRIED:
+            raise _too_late(carried)
+        if carried <= self.last:
             self.clamped += 1
+        self.last = max(carried, self.last + 1)
         return self.last
 
     def pass_on_tick(self, carried: int, now: int) -> int:

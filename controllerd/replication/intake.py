@@ -27,6 +27,7 @@ from controllerd.model.records import Kind, Record, RecordError, iterate_untrust
 from controllerd.replication.batch import Batch, parse_batch_untrusted
 from controllerd.replication.frames import MAX_DATA_PAYLOAD, Frame
 from controllerd.replication.ports import GroupPort
+from controllerd.storage.pending import Entry
 
 RETRY_S: Final = 0.25
 """Wait before a record is tried again that found no room."""
@@ -35,9 +36,9 @@ SYNC_BYTES: Final = 4 << 20
 _TICK: Final = int(Kind.TICK)
 
 
-def shows_all(group: GroupPort) -> bool:
-    """Whether no write of the group is pending."""
-    return all(entry.kind == _TICK for entry in group.pending)
+def _first_hidden(group: GroupPort) -> Entry | None:
+    """The oldest write of the group that is pending: every record before it is visible, or a tick."""
+    return next((entry for entry in group.pending if entry.kind != _TICK), None)
 
 
 class IntakeEvents(Protocol):
@@ -141,7 +142,8 @@ class AsyncIntake:
 
     @property
     def applied_seq(self) -> int:
-        return self._group.durable_seq if shows_all(self._group) else self._group.applied_seq
+        hidden, durable = _first_hidden(self._group), self._group.durable_seq
+        return durable if hidden is None else min(durable, hidden.sequence - 1)
 
     @property
     def held_bytes(self) -> int:
@@ -272,7 +274,8 @@ class SyncIntake:
 
     @property
     def applied_seq(self) -> int:
-        return self._durable_origin if shows_all(self._group) else self._group.applied_mark[2]
+        hidden, durable = _first_hidden(self._group), self._durable_origin
+        return durable if hidden is None else min(durable, hidden.origin - 1)
 
     @property
     def held_bytes(self) -> int:

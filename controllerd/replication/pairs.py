@@ -502,11 +502,17 @@ class PairManager:
             for pair in self.secondaries.values()
             if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
         }
+        # The primary of a suspended pair takes writes that never come here: what other groups get may depend on them.
+        held = {
+            pair.group.name
+            for pair in self.secondaries.values()
+            if not pair.active and pair.record.state is not PairState.SSWS
+        }
         groups: dict[str, GroupPort] = {}
         wanted: set[str] = set()
         for primary in self.primaries.values():
             group = primary.group
-            if primary.active and primary.sender.connected and group.name not in fed:
+            if primary.active and primary.sender.connected and group.name not in fed | held:
                 groups[group.name] = group
                 if primary.sender.tick_wanted:
                     wanted.add(group.name)
@@ -514,7 +520,7 @@ class PairManager:
             # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
             record, group = secondary.record, secondary.group
             upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
-            if upstream and group.name not in fed:
+            if upstream and group.name not in fed | held:
                 groups[group.name] = group
         self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
 

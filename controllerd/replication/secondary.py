@@ -73,7 +73,7 @@ class SecondaryPair:
         """
         base = 0
         if self.record.generation:
-            base = self.record.base_time if self.record.spec.mode == "async" else max(1, self.group.applied_time)
+            base = self.record.base_time if self.record.spec.mode == "async" else self.group.applied_time
         self.domain.add(self.group, base, self.mode)
 
     def start(self) -> None:
@@ -95,6 +95,10 @@ class SecondaryPair:
 
     def pull_facts(self) -> PullFacts | None:
         record = self.record
+        if self.group.read_error is not None:
+            # Not recovered: what is here is not known, so what is missing cannot be asked for.
+            self.receiver.reason = f"group {self.group.name} is held: {self.group.read_error}"
+            return None
         if not self.active and self._told:
             return None
         connections = record.spec.connections or self._context.settings.connections

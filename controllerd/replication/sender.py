@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 from typing_extensions import Buffer
 
-from controllerd.model.errors import Corrupt, RemoteCopyError, Trimmed, WouldBlock
+from controllerd.model.errors import Corrupt, DiskFailed, RemoteCopyError, Trimmed, WouldBlock
 from controllerd.model.lag import LagClock
 from controllerd.replication.frames import Frame, FrameError, FrameType, encode_data_header, encode_frame
 from controllerd.replication.links import Link
@@ -224,6 +224,10 @@ class Sender:
         """Read from the disk what is no longer in memory, without holding up the loop."""
         try:
             found = await self.group.read_journal_slow(session.next_seq, FRAME_BYTES)
+        except DiskFailed as error:
+            if session is self.session:
+                self.drop(str(error))  # the secondary asks again
+            return
         except RemoteCopyError as error:
             if session is self.session:
                 self._events.failed(error)

@@ -20,7 +20,7 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-from controllerd.model.errors import Corrupt, JournalFailed, Trimmed, WouldBlock
+from controllerd.model.errors import Corrupt, DiskFailed, JournalFailed, Trimmed, WouldBlock
 from controllerd.model.records import HEADER_SIZE, MAX_DATA, Kind, Record, RecordError, decode_untrusted
 from controllerd.storage.io import IOV_MAX, File, Files
 from controllerd.storage.journal_format import DATA_START, SegmentHeader
@@ -400,6 +400,7 @@ class Journal:
         Raises:
             Trimmed: ``first`` is no longer kept.
             WouldBlock: the segment is not in the page cache and ``wait`` is false.
+            DiskFailed: the disk returned an error; another time it may not.
             Corrupt: what is on the disk is not what was written.
         """
         if first > self.last:
@@ -426,7 +427,10 @@ class Journal:
         position = segment.positions[index]
         view = memoryview(bytearray(min(segment.end - position, max_bytes + INDEX_STEP + PIECE_MAX)))
         if wait:
-            segment.file.read_now(view, position)
+            try:
+                segment.file.read_now(view, position)
+            except OSError as error:
+                raise DiskFailed(f"journal segment {segment.file.path}: reading failed: {error}") from error
         elif not segment.file.read_nowait(view, position):
             raise WouldBlock("journal segment is not in memory")
         return _cut_range(view, first, max_bytes)

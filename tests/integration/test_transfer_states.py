@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controllerd.model.errors import BadOrder, Conflict, MirrorLost, NotFound, ReadOnly
+from controllerd.model.errors import BadOrder, Conflict, Corrupt, MirrorLost, NotFound, ReadOnly
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.pair_record import PairVolume
 from controllerd.replication.pairs import PairManager
@@ -306,6 +306,36 @@ async def test_sync_loss_suspends_all_pairs_of_the_domain_and_hosts_go_on(sites:
     await a.write("w", 0, b"at once")
     await b.start()
     await until(lambda: state(b.pairs, "g") == state(b.pairs, "h") == PairState.PSUE)
+
+
+async def test_group_of_a_suspended_sync_pair_holds_the_others_back(sites: tuple[Site, Site]) -> None:
+    a, b = sites
+    for group in "gh":
+        await pair(a, group, b, mode="sync")
+    await a.write("v", 0, b"before")
+    await caught_up(a, b, "g", "h")
+    await a.pairs.suspend("A:g-B:g")
+    await a.write("v", 0, b"only here")
+    await a.write("w", 0, b"depends on it")
+    await until(lambda: b.group("h").durable_seq >= 1)
+    await asyncio.sleep(0.3)  # many tick intervals
+    assert await b.get("w", 0) == b""
+
+
+async def test_held_group_says_nothing_of_its_position_until_it_works_again(sites: tuple[Site, Site]) -> None:
+    a, b = sites
+    identity = await pair(a, "g", b)
+    await a.write("v", 0, b"x")
+    await caught_up(a, b, "g")
+    for site in (a, b):  # as recovery leaves a group whose journal could not be read
+        receiver = b.pairs.secondaries[identity].receiver
+        site.group("g").read_error = Corrupt("the journal could not be read")
+        receiver.drop("for the test")
+        await until(lambda: "is held" in receiver.reason)  # noqa: B023
+        assert state(a.pairs) == state(b.pairs) == PairState.PAIR
+        site.group("g").read_error = None
+        receiver.poke()
+        await until(lambda: receiver.connected)  # noqa: B023
 
 
 async def test_idle_sync_pair_with_a_cut_link_stays_a_pair(sites: tuple[Site, Site]) -> None:

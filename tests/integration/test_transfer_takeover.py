@@ -317,6 +317,15 @@ async def test_every_time_source_and_order_reaches_the_same_image(tmp_path: Path
     await run_with_source(tmp_path, source, order, act)
 
 
+@pytest.mark.parametrize("source", ["host", "clock", "sequence"])
+async def test_synchronous_secondary_shows_the_first_write_whatever_its_time(tmp_path: Path, source: str) -> None:
+    duo = await Duo(tmp_path, storage={"time_source": source}).start(mode="sync")
+    await duo.a.write("v", 0, b"first")
+    await caught_up(duo.a, duo.b, "g")
+    assert await duo.b.get("v", 0) == b"first"
+    await duo.stop()
+
+
 async def test_numbers_of_groups_without_a_pair_do_not_stop_the_others(tmp_path: Path) -> None:
     async def act(duo: Duo) -> None:
         a, b = duo.a, duo.b

@@ -314,10 +314,13 @@ class SimulatedFile:
         self._content = content
 
     def read_nowait(self, buffer: memoryview, offset: int) -> bool:
-        """See File; misses as often as the disk's ``misses`` says."""
+        """See File; misses as often as the disk's ``misses`` says, and when it fails: the waiting read will say."""
         if self._disk.misses and self._disk.rng.random() < self._disk.misses:
             return False
-        self.read_now(buffer, offset)
+        try:
+            self.read_now(buffer, offset)
+        except OSError:
+            return False
         return True
 
     def read_now(self, buffer: memoryview, offset: int) -> None:

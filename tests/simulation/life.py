@@ -41,6 +41,7 @@ class Life:
         self.context = OUTSIDE.copy()
         self.context.run(_CURRENT.set, self)
         self.tasks: dict[asyncio.Task[Any], None] = {}
+        """Those that are not done; a dictionary for its order."""
         self._waiting: dict[asyncio.Future[Any], None] = {}
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -90,13 +91,13 @@ class Life:
         for answer in list(self._waiting):
             if not answer.done():
                 answer.set_exception(Died(self.name))
-        for task in list(self.tasks):
-            # Runs what is in `finally`, now and not when the garbage collector comes by; nothing of it has effects.
+        while self.tasks:
+            # What is in `finally` runs now, not when the garbage collector comes by; it has no effects, but new tasks.
+            task, _ = self.tasks.popitem()
             try:
                 self.context.copy().run(task.get_coro().close)
             except (PowerCut, RuntimeError):
                 pass
-        self.tasks.clear()
 
 
 def current_life() -> Life | None:

@@ -76,6 +76,7 @@ class World:
         self._hosts: list[Host] = []
         self._serial = self._request = self._fault_count = 0
         self._trace = 0
+        self._suspended_alone = False
         self._active: Counter[str] = Counter()
 
     # ---- for all who act in it --------------------------------------------------------
@@ -180,6 +181,9 @@ class World:
         if event == "pair-state":
             change = f"{facts['role']} {facts['before']}->{facts['state']}"
             self.reached(change)
+            sync = any(leg.mode == "sync" and self.identity(leg) == facts["pair"] for leg in self.plan.legs)
+            if sync and facts["before"] == "PAIR" and facts["state"] != "SSWS":
+                self._suspended_alone |= "did not confirm" not in str(facts["reason"])
             for fault in self._active:
                 self.reached(f"{change} during {fault}")
             self._look_at(self.sites[site])
@@ -233,6 +237,7 @@ class World:
         await self._converge()
         looking.cancel()
         self.note(h.Quiet(self.now_s, 0.0))
+        self._divide_domains()
         for site in self.sites.values():
             await self.look(site)
         await self._compare()
@@ -326,11 +331,31 @@ class World:
             waits = [why for leg in self.plan.legs if (why := self._why_waiting(leg))]
         self.problems += [f"I19: not converged after {QUIET_BOUND_S:g} s: {why}" for why in waits]
 
+    def _divide_domains(self) -> None:
+        """Once a pair left PAIR its hosts go on alone, and other controllers know nothing of that.
+
+        A synchronous pair that was suspended alone and taken over is as old as that, and says so.
+        """
+        if self._suspended_alone and self.marks["takeover"]:
+            domain = self.history.domains[0]
+            self.history.domains = [
+                h.Domain(domain.time_source, domain.order, (group,)) for group in sorted(self.plan.chains)
+            ]
+        elif any(mark.startswith("primary PAIR->") for mark in self.marks):
+            by_primary: dict[str, list[str]] = {}
+            for group, chain in sorted(self.plan.chains.items()):
+                by_primary.setdefault(chain[0], []).append(group)
+            domain = self.history.domains[0]
+            self.history.domains = [
+                h.Domain(domain.time_source, domain.order, tuple(groups)) for groups in by_primary.values()
+            ]
+
     def _restart_failed(self) -> None:
         """What an operator does with a controller that says that its journal or disk has failed."""
         for site in self.sites.values():
-            if site.serving and any(group.journal.failed is not None for group in site.storage.groups.values()) | any(
-                disk.failed is not None for disk in site.storage.disks.values()
+            groups, disks = site.storage.groups.values(), site.storage.disks.values()
+            if site.serving and (
+                any(group.journal.failed or group.read_error for group in groups) or any(disk.failed for disk in disks)
             ):
                 self.reached("restart after a failed disk")
                 site.end(Loss.KILL)
@@ -359,10 +384,16 @@ class World:
             return f"{identity}: no connection: {far.receiver.reason}"
         if far.intake.next_seq <= last:
             return f"{identity}: received {far.intake.next_seq - 1} of {last}, {far.stall}"
-        held = any(not other.active for other in secondary.pairs.secondaries.values() if other.domain is far.domain)
-        if not held and far.intake.applied_seq < last:
+        if not self._held(leg.secondary) and far.intake.applied_seq < last:
             return f"{identity}: applied {far.intake.applied_seq} of {last}: {far.domain.holder()} {far.domain.fault}"
         return ""
+
+    def _held(self, site: str) -> bool:
+        """Whether a suspended pair, there or before, keeps what arrives at ``site`` from being shown."""
+        for pair in self.sites[site].pairs.secondaries.values():
+            if pair.record.state is not PairState.SSWS and (not pair.active or self._held(pair.record.peer)):
+                return True
+        return False
 
     # ---- looking ---------------------------------------------------------------------------
 
@@ -398,6 +429,8 @@ class World:
     def _status(self, site: Site) -> None:
         for status in site.pairs.status():
             group = site.storage.groups[status.group]
+            if group.read_error is not None:
+                continue  # it says that it does not know
             self.note(
                 h.Status(
                     self.now_s,
@@ -441,7 +474,7 @@ class World:
         """Where all pairs of a domain are in PAIR the copies are equal."""
         for leg in self.plan.legs:
             far = self.sites[leg.secondary].pairs.secondaries.get(self.identity(leg))
-            if far is None or not all(other.active for other in self.sites[leg.secondary].pairs.secondaries.values()):
+            if far is None or not far.active or self._held(leg.secondary):
                 continue
             self.reached("compared equal copies")
             for name in self.plan.volumes[leg.group]:

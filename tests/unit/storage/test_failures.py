@@ -167,6 +167,20 @@ def test_reading_a_failing_disk_is_an_error_never_zeros() -> None:
     machine.destroy()
 
 
+def test_reading_a_journal_from_a_failing_disk_is_a_typed_error() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        put(system, "v0", 0, b"a" * 4096)
+        machine.disk.fault = failing("read", ".seg", times=1)
+        with pytest.raises(DiskFailed):
+            await system.groups["g0"].read_journal_slow(1, 4096)
+        assert await system.groups["g0"].read_journal_slow(1, 4096) is not None
+
+    live(machine, scenario)
+    machine.destroy()
+
+
 def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
     machine = make_machine(groups=2, cache=256 << 10)
 
