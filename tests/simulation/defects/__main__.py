@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.simulation.defects.hunt import FIRST_SEED, failed_seeds
 from tests.simulation.defects.listing import DEFECTS, PARTS
 from tests.simulation.defects.plant import Defect, DoesNotFit, check_fits, plant
 
@@ -33,12 +32,11 @@ class Catch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long to hunt. ``swarm``: seeds of whole systems; ``known``: those that fail without a defect, with commas."""
+    """How long to hunt. ``swarm``: seeds of whole systems, which take longer."""
 
     seeds: int
     swarm: int
     timeout_s: float
-    known: str = ""
 
 
 def pursue(defect: Defect, directory: Path, limits: Limits, hunters: tuple[str, ...] = ()) -> Catch:
@@ -56,7 +54,7 @@ def _pursue(defect: Defect, tree: Path, limits: Limits, hunters: tuple[str, ...]
         seeds = limits.swarm if hunter == "swarm" else limits.seeds
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds), limits.known],
+                [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds)],
                 cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
                 capture_output=True, text=True, timeout=limits.timeout_s, check=False,
             )  # fmt: skip
@@ -101,11 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     hunters = tuple(options.hunter)
-    known: list[int] = []
-    if any("swarm" in (hunters or defect.hunters) for defect in chosen):
-        known = sorted(failed_seeds(FIRST_SEED, options.swarm, options.jobs))
-        print(f"{len(known)} of {options.swarm} swarm seeds fail without a defect: {known}", flush=True)
-    limits = Limits(options.seeds, options.swarm, options.timeout, ",".join(map(str, known)))
+    limits = Limits(options.seeds, options.swarm, options.timeout)
     with tempfile.TemporaryDirectory(prefix="defects-") as directory, ThreadPoolExecutor(options.jobs) as pool:
 
         def one(defect: Defect) -> Catch:
