@@ -72,6 +72,16 @@ def small() -> Seeds:
     return (SmallCase(workload, tried).run for workload in workloads)
 
 
+def swarm() -> Seeds:
+    """Whole systems."""
+    return (partial(_one_system, seed) for seed in itertools.count(1_000_000))
+
+
+def _one_system(seed: int) -> None:
+    problems = run_seed(seed, Cut()).problems
+    assert not problems, problems[0]
+
+
 IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small, "swarm": swarm}
 
 
@@ -90,16 +100,6 @@ def hunt(hunter: str, seeds: int) -> str | None:
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
-
-
-def swarm() -> Seeds:
-    """Whole systems."""
-    return (partial(_one_system, seed) for seed in itertools.count(1_000_000))
-
-
-def _one_system(seed: int) -> None:
-    problems = run_seed(seed, Cut()).problems
-    assert not problems, problems[0]
 
 
 def _tests(path: str) -> str | None:
