@@ -8,7 +8,7 @@ ARGS ?=
 # Test processes; two, since the tests wait more than they compute.
 JOBS ?= 2
 
-.PHONY: help setup demo test quick guest lint style types imports format bench clean
+.PHONY: help setup demo test quick guest faults defects lint style types imports format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,14 @@ quick: ## Run the tests that take a moment
 guest: ## Run only the tests with a real kernel's clients
 	@deploy/setup test
 	@$(BIN)/python -m pytest -m guest $(ARGS)
+
+faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; an hour or more
+	@deploy/setup test
+	@REMOTECOPY_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
+defects: ## Plant every known mistake in a copy of the source, and see it caught (ARGS="--only flush")
+	@deploy/setup test
+	@$(BIN)/python -m tests.simulation.defects $(ARGS)
 
 lint: style imports types ## Run all static checks, the fast ones first
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulation.defects.listing import DEFECTS, PARTS
-from tests.simulation.defects.plant import Defect, DoesNotFit, check_fits, plant
+from tests.simulation.defects.plant import ROOT, Defect, DoesNotFit, check_fits, plant
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +51,38 @@ def pursue(defect: Defect, directory: Path, limits: Limits, hunters: tuple[str, 
 
 def _pursue(defect: Defect, tree: Path, limits: Limits, hunters: tuple[str, ...]) -> Catch:
     for hunter in hunters:
-        seeds = limits.swarm if hunter == "swarm" else limits.seeds
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds)],
-                cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
-                capture_output=True, text=True, timeout=limits.timeout_s, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            continue
-        found = re.search(r"^CAUGHT seeds=(\d+) by=(.*)", done.stdout, re.MULTILINE)
-        if found:
-            return Catch(defect, hunter, int(found[1]), found[2])
-        if done.returncode:
-            return Catch(defect, hunter, 0, f"does not run: {done.stderr.strip()[-120:]}")
+        most = limits.swarm if hunter == "swarm" else limits.seeds
+        after = 0
+        while after < most:
+            catch = _hunt(tree, hunter, most, after, limits.timeout_s)
+            if catch is None:
+                break
+            seed, by = catch
+            # A seed that fails without the defect too has caught something else.
+            if hunter.startswith("unit:") or _hunt(ROOT, hunter, seed, seed - 1, limits.timeout_s) is None:
+                return Catch(defect, hunter, seed, by)
+            after = seed
     return Catch(defect)
+
+
+def _hunt(tree: Path, hunter: str, seeds: int, after: int, timeout_s: float) -> tuple[int, str] | None:
+    """Hunt in ``tree``; return the seed that failed and how, None if none did in time.
+
+    Raises:
+        RuntimeError: the hunter does not run there.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds), str(after)],
+            cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+    found = re.search(r"^CAUGHT seeds=(\d+) by=(.*)", done.stdout, re.MULTILINE)
+    if found is None and done.returncode:
+        raise RuntimeError(f"{hunter} does not run in {tree}: {done.stderr.strip()[-300:]}")
+    return None if found is None else (int(found[1]), found[2])
 
 
 def table(catches: list[Catch]) -> str:

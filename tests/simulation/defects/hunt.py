@@ -8,7 +8,8 @@ Owns: the hunters, by name:
     unit:PATH   the tests below PATH
 Never: judges; what runs the seed does.
 
-`python -m tests.simulation.defects.hunt HUNTER SEEDS` prints "CAUGHT seeds=N by=..." and exits with 1, or exits with 0.
+`python -m tests.simulation.defects.hunt HUNTER SEEDS [AFTER]` prints "CAUGHT seeds=N by=..." and exits with 1, or exits
+with 0. AFTER: so many seeds are passed over.
 """
 
 from __future__ import annotations
@@ -85,12 +86,12 @@ def _one_system(seed: int) -> None:
 IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small, "swarm": swarm}
 
 
-def hunt(hunter: str, seeds: int) -> str | None:
-    """Try ``seeds`` seeds; return what caught the defect, None if nothing did."""
+def hunt(hunter: str, seeds: int, after: int = 0) -> str | None:
+    """Try the first ``seeds`` seeds but ``after``; return what caught the defect, None if nothing did."""
     kind, _, path = hunter.partition(":")
     if kind == "unit":
         return _tests(path)
-    for number, seed in enumerate(itertools.islice(IN_PROCESS[hunter](), seeds), 1):
+    for number, seed in enumerate(itertools.islice(IN_PROCESS[hunter](), after, seeds), after + 1):
         try:
             seed()
         except BaseException as error:  # whatever it is: with the defect something is wrong that is not without it
@@ -114,7 +115,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def main() -> int:
     """Hunt as the command line says."""
-    caught = hunt(sys.argv[1], int(sys.argv[2]))
+    caught = hunt(sys.argv[1], *map(int, sys.argv[2:]))
     if caught is None:
         return 0
     print(f"CAUGHT {caught}")

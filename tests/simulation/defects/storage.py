@@ -64,13 +64,14 @@ STORAGE: Final[tuple[Defect, ...]] = (
         Edit(_RECORDS, "    if crc32c(buffer[position : position + HEADER_SIZE - 4]) != header_crc:\n", "    if False:\n"),
     )),
     Defect("records behind the end of the journal come back", "I2 I8", _LOCAL, (
+        Edit(_SCAN, "        current = header.incarnation == numbering.incarnation(header.first)\n", "        current = True\n"),
         Edit(_SCAN, "            if not numbering.accepts(record.generation, record.incarnation, record.sequence):\n",
              "            if False:\n"),
     )),
     Defect("recovery goes on in the old incarnation", "I2 I8", _LOCAL, (
         Edit(_RECOVERY, "(last + 1, group.incarnation + 1)]", "(last + 1, group.incarnation)]"),
     )),
-    Defect("a hole in the journal is taken for its end", "I8", ("swarm", "unit:tests/unit/storage"), (
+    Defect("a hole in the journal is taken for its end", "I8", ("unit:tests/simulation/test_journal_rot.py",), (
         Edit(_SCAN, "    if walk.proven >= walk.expected:\n", "    if False:\n"),
     )),
     Defect("recovery does not make durable what it shows", "I4 I20", _LOCAL, (
