@@ -8,10 +8,10 @@ ARGS ?=
 # Test processes; two, since the tests wait more than they compute.
 JOBS ?= 2
 
-.PHONY: help setup demo test quick guest faults defects lint style types imports format bench clean
+.PHONY: help setup demo test quick simulate guest faults defects lint style types imports format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install missing Debian packages and create .venv, for running only
 	@deploy/setup run
@@ -27,6 +27,10 @@ test: ## Run the whole test suite (ARGS="-k journal" for a part of it)
 quick: ## Run the tests that take a moment
 	@deploy/setup test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not guest" $(ARGS)
+
+simulate: ## Simulate whole systems under faults (SEEDS=FIRST:COUNT or SEEDS=COUNT, MINUTES=5, ARGS=--marks)
+	@deploy/setup test
+	@$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 guest: ## Run only the tests with a real kernel's clients
 	@deploy/setup test
