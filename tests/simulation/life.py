@@ -51,15 +51,30 @@ class Life:
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """Those that are not done; a dictionary for its order."""
         self._waiting: dict[asyncio.Future[Any], None] = {}
+        self.backlog: list[asyncio.Handle] | None = None
+        """While the process is stopped (SIGSTOP): what it would have run, in order."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into the site from outside; returns None when it is dead, or dies meanwhile."""
         if not self.alive:
             return None
+        if self.backlog is not None:
+            asyncio.get_running_loop().call_soon(function, *arguments, context=self.context.copy())
+            return None
         try:
             return self.context.copy().run(function, *arguments)
         except PowerCut:
             return None
+
+    def pause(self) -> None:
+        """Stop the process as SIGSTOP does."""
+        if self.backlog is None:
+            self.backlog = []
+
+    def resume(self, loop: LifeLoop) -> None:
+        """Let it go on, with all that has come meanwhile."""
+        backlog, self.backlog = self.backlog or [], None
+        loop.enqueue(backlog)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine in the site."""
@@ -156,6 +171,10 @@ class LifeLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (when, self._timer_count, handle))
         return handle
 
+    def enqueue(self, handles: list[asyncio.Handle]) -> None:
+        """Run handles in the next turns."""
+        self._ready.extend(handles)
+
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Nothing to count: a cancelled timer is dropped when its time has come."""
 
@@ -171,17 +190,21 @@ class LifeLoop(asyncio.BaseEventLoop):
                 raise Deadlock("no callback is ready and no timer is set")
         now_s = self.now_s
         while timers and timers[0][0] <= now_s:
-            handle = heapq.heappop(timers)[2]
-            if not handle._cancelled:
-                ready.append(handle)
-        handle = None
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:
+                ready.append(timer)
+        handle: Any = None
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
             life = handle._context.get(_CURRENT)
-            if life is not None and not life.alive:
-                continue
+            if life is not None:
+                if not life.alive:
+                    continue
+                if life.backlog is not None:
+                    life.backlog.append(handle)
+                    continue
             self.turns += 1
             handle._run()
         if self.turns > TURNS_MAX:

@@ -459,7 +459,7 @@ class World:
     async def look(self, site: Site) -> None:
         """Note status and image of a site where nobody writes."""
         self._look_at(site)
-        if site.serving:
+        if site.serving and all(volume.visible for volume in site.storage.volumes.values()):
             shown = {}
             for name, volume in sorted(site.storage.volumes.items()):
                 data, error = await read_volume(site, volume, 0, volume.size)
