@@ -63,11 +63,6 @@ STORAGE: Final[tuple[Defect, ...]] = (
     Defect("no check of the record header CRC", "I8 I10", (*_LOCAL, "unit:tests/unit"), (
         Edit(_RECORDS, "    if crc32c(buffer[position : position + HEADER_SIZE - 4]) != header_crc:\n", "    if False:\n"),
     )),
-    Defect("records behind the end of the journal come back", "I2 I8", _LOCAL, (
-        Edit(_SCAN, "        current = header.incarnation == numbering.incarnation(header.first)\n", "        current = True\n"),
-        Edit(_SCAN, "            if not numbering.accepts(record.generation, record.incarnation, record.sequence):\n",
-             "            if False:\n"),
-    )),
     Defect("recovery goes on in the old incarnation", "I2 I8", _LOCAL, (
         Edit(_RECOVERY, "(last + 1, group.incarnation + 1)]", "(last + 1, group.incarnation)]"),
     )),
@@ -97,14 +92,6 @@ STORAGE: Final[tuple[Defect, ...]] = (
     Defect("checkpoint counts writes that wait in memory", "I4 I9", _LOCAL, (
         Edit(_CHECKPOINT, "            marks = {group.name: group.destaged_mark for group in groups}\n",
              "            marks = {group.name: group.applied_mark for group in groups}\n"),
-    )),
-    Defect("freed region used again before the checkpoint", "I1 I9", _LOCAL, (
-        Edit(_DESTAGE, "                self._freed(volume.pool, volume.unmap(region))\n",
-             "                volume.pool.release([volume.unmap(region)])\n"),
-    )),
-    Defect("freed regions come back in the middle of a checkpoint", "I1 I9", _LOCAL, (
-        Edit(_CHECKPOINT, "            freed, self._freed = self._freed, []\n",
-             "            freed, self._freed = self._freed, []\n            self._release(freed)\n            freed = []\n"),
     )),
     Defect("free regions are not zeroed after a crash", "I9", _LOCAL, (
         Edit(_SYSTEM, "        if not clean:\n", "        if clean:\n"),
