@@ -8,7 +8,7 @@ ARGS ?=
 # Test processes; two, since the tests wait more than they compute.
 JOBS ?= 2
 
-.PHONY: help setup demo test quick simulate guest lint style types imports format bench clean
+.PHONY: help setup demo test quick simulate guest faults defects lint style types imports format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,14 @@ simulate: ## Simulate whole systems under faults (SEEDS=FIRST:COUNT or SEEDS=COU
 guest: ## Run only the tests with a real kernel's clients
 	@deploy/setup test
 	@$(BIN)/python -m pytest -m guest $(ARGS)
+
+faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; an hour or more
+	@deploy/setup test
+	@REMOTECOPY_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
+defects: ## Plant every known mistake in a copy of the source, and see it caught (ARGS="--only flush")
+	@deploy/setup test
+	@$(BIN)/python -m tests.simulation.defects $(ARGS)
 
 lint: style imports types ## Run all static checks, the fast ones first
 

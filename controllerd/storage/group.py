@@ -392,6 +392,9 @@ class Group:
             self.journal.append(iov, size, first, self._next)
         except JournalFailed as error:
             self._next = self.last_seq
+            origins = [entry[-1] for entry in staged if entry[-1]]
+            if origins:
+                self.last_origin = origins[0] - 1  # it says what is here, and these are not
             self.acks.fail(error)
             raise
         self.last_seq = self._next

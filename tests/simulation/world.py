@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -149,20 +149,21 @@ class World:
         )
         site.disk.misses = plan.disk_misses
         site.disk.sync_seconds = plan.disk_slow_s
-        site.disk.on_write = lambda path, data: self._written(site, path, data)
+        site.disk.on_write = lambda path, data: self._tap(site, path, data, Tap.note)
+        site.disk.on_synced = lambda path, data: self._tap(site, path, data, Tap.synced)
         site.on_serving = lambda: self._serving(site)
         site.on_ended = lambda how: self._ended(site, how)
         return site
 
-    def _written(self, site: Site, path: str, data: bytes) -> None:
-        """Read along what goes to journals."""
+    def _tap(self, site: Site, path: str, data: bytes, note: Callable[[Tap, float, bytes], None]) -> None:
+        """Read along what goes to journals, and becomes durable there."""
         if "/journals/" not in path:
             return
         number = int(path.rsplit("/", 2)[1])
         for group in site.storage.groups.values():
             if group.facts.group_id == number:
                 names = {key: volume.name for key, volume in group.volumes.items()}
-                Tap(self.history, site.name, group.name, names).note(self.now_s, data)
+                note(Tap(self.history, site.name, group.name, names), self.now_s, data)
 
     def _serving(self, site: Site) -> None:
         if site.serving:

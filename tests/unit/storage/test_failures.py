@@ -10,6 +10,8 @@ import sqlite3
 import pytest
 
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
+from controllerd.model.pair_state import Role
+from controllerd.model.records import Kind, Record
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Fault, Loss
@@ -57,6 +59,31 @@ def test_failed_journal_sync_is_never_followed_by_success() -> None:
     machine.crash(Loss.NOTHING)  # recovery has written it again: its sync alone would have written nothing (F13)
     live(machine, after)
     machine.destroy()
+
+
+def test_what_could_not_be_journaled_does_not_count_as_received() -> None:
+    """A synchronous secondary says by its origin number what it has; the simulator's seed 1000004 (I3, I14)."""
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        await system.change_role(group, Role.SECONDARY, last_origin=6)
+        key = system.volume("v0").key
+        group.stage_upstream(_tick(7, key))
+        group.commit()
+        machine.disk.fault = failing("write", ".seg")
+        group.stage_upstream(_tick(8, key))
+        group.stage_upstream(_tick(9, key))
+        with pytest.raises(JournalFailed):
+            group.commit()
+        assert group.last_origin == 7
+
+    live(machine, scenario)
+    machine.destroy()
+
+
+def _tick(sequence: int, key: int) -> Record:
+    return Record(int(Kind.TICK), 0, 1, 1, key, 0, sequence, sequence, 0, 0, 0, 0, memoryview(b""))
 
 
 def test_hosts_that_wait_hear_of_a_failed_journal_and_other_groups_go_on() -> None:
