@@ -8,10 +8,10 @@ ARGS ?=
 # Test processes; two, since the tests wait more than they compute.
 JOBS ?= 2
 
-.PHONY: help setup demo test quick guest fuzz lint style types imports format bench clean
+.PHONY: help setup demo test quick simulate guest faults defects fuzz memory lint style types imports format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install missing Debian packages and create .venv, for running only
 	@deploy/setup run
@@ -28,6 +28,10 @@ quick: ## Run the tests that take a moment
 	@deploy/setup test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not guest" $(ARGS)
 
+simulate: ## Simulate whole systems under faults (SEEDS=FIRST:COUNT or SEEDS=COUNT, MINUTES=5, ARGS=--marks)
+	@deploy/setup test
+	@$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
 guest: ## Run only the tests with a real kernel's clients
 	@deploy/setup test
 	@$(BIN)/python -m pytest -m guest $(ARGS)
@@ -35,6 +39,14 @@ guest: ## Run only the tests with a real kernel's clients
 fuzz: ## Fuzz what comes from outside, a minute for each target (ARGS="--seconds 600 nbd_handshake")
 	@deploy/setup test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; an hour or more
+	@deploy/setup test
+	@REMOTECOPY_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
+defects: ## Plant every known mistake in a copy of the source, and see it caught (ARGS="--only flush")
+	@deploy/setup test
+	@$(BIN)/python -m tests.simulation.defects $(ARGS)
 
 lint: style imports types ## Run all static checks, the fast ones first
 

@@ -306,6 +306,7 @@ class Receiver:
             self._links.append(link)
             if len(self._links) == 1:
                 self._events.session_changed()
+                self.acknowledge()  # what was confirmed on a connection that was lost may not have arrived
         answer.set_result(accept)
 
     # ---- acknowledging -------------------------------------------------------------

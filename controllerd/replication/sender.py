@@ -134,7 +134,9 @@ class Sender:
             self.epoch = pull.epoch
             session = self.session = Session(pull.epoch, max(pull.next_seq, start_seq + 1), pull.credit)
             self.connected_since = self._clock()
-            received = session.next_seq - 1
+            journaled = session.next_seq - 1
+            # A position is no confirmation: a stable mirror has journaled more than it may confirm (I4).
+            received = min(journaled, max(self.ack.received, pull.durable_seq, start_seq))
             self.ack = Ack(received, min(pull.durable_seq, received), min(self.ack.applied, received), 0, pull.credit)
             self.group.set_retention(self.consumer, max(start_seq, self.ack.durable))
         session.links.append(link)

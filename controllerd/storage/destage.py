@@ -88,7 +88,7 @@ class Destager:
             await asyncio.sleep(RETRY_S)
 
     async def destage(self) -> None:
-        """Put everything visible now on the disks (not synced).
+        """Put everything visible now on the disks (not synced); nothing of a held group, whose recovery did not end.
 
         When it raises, the data stays in journal and cache, and the next call begins with it again.
 
@@ -97,6 +97,8 @@ class Destager:
             DiskFailed: a disk refused a write; hosts are refused until it takes it.
             RemoteCopyError: the group is held.
         """
+        if self._group.read_error is not None:
+            return
         async with self._lock:
             group = self._group
             try:

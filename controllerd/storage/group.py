@@ -419,6 +419,9 @@ class Group:
             self.journal.append(iov, size, first, self._next)
         except JournalFailed as error:
             self._next = self.last_seq
+            origins = [entry.origin for entry in received if entry.origin]
+            if origins:
+                self.last_origin = origins[0] - 1  # it says what is here, and these are not
             self.acks.fail(error)
             raise
         self.last_seq = self._next
@@ -525,7 +528,9 @@ class Group:
     def overflowing(self) -> bool:
         """Whether the journal is full because a consumer has not got what it holds."""
         kept = self.kept_through()
-        return self.journal.room < self._margin and kept is not None and kept < self.facts.destaged
+        if self.read_error is not None or kept is None:
+            return False  # a held group's journal is not known
+        return self.journal.room < self._margin and kept < self.facts.destaged
 
     def _stop_waiting(self) -> None:
         """The journal failed: hosts that wait get the error."""
@@ -700,7 +705,8 @@ class Group:
             "destaged": destaged,
             "destaged_time": time,
             "destaged_origin": origin,
-            "retained": min([*self._retention.values(), destaged]),
+            # A held group's journal is not known, so what its consumers say they need may long be gone from it.
+            "retained": facts.retained if self.read_error else min([*self._retention.values(), destaged]),
             "start_ordinal": facts.start_ordinal,
             "bytes_written": self.bytes_written,
         }

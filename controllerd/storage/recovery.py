@@ -20,6 +20,7 @@ from controllerd.storage.io import Files
 from controllerd.storage.journal import Segment
 from controllerd.storage.journal_format import DATA_START
 from controllerd.storage.journal_scan import Numbering, scan_journal
+from controllerd.storage.layers import Layers
 
 
 async def recover_group(group: Group, files: Files, reached: int, *, intact: bool = False) -> int:
@@ -58,6 +59,7 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
         )
         group.journal.adopt(scan.chain, scan.spares, scan.last, scan.next_ordinal)
     except (RemoteCopyError, OSError) as error:
+        _forget(group)
         group.hold(error if isinstance(error, RemoteCopyError) else DiskFailed(f"group {group.name}: {error}"))
         return 0
     last = group.journal.last
@@ -67,6 +69,15 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
         group.journal.sync_now()  # before the catalogue names the incarnation
     group.update_accepting()
     return redone
+
+
+def _forget(group: Group) -> None:
+    """Give back what was redone of a group that is held: nobody may read it, and other groups need the memory."""
+    for volume in group.volumes.values():
+        volume.layers = Layers(volume.shift)
+    group.pending.clear()
+    group.budget.release(group.layer_bytes)
+    group.layer_bytes = 0
 
 
 def _make_durable(segment: Segment, durable: int) -> None:

@@ -19,14 +19,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from deploy.demo.processes import Process
+from deploy.demo.processes import Process, ProgramFailed
 from tests.integration.link import Link, Weather
 
 WAIT_LIMIT_S = 60.0
@@ -81,10 +81,23 @@ class Settings:
     """More lines of the section [nbd]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a controller runs. ``prefix``: words before its command line; ``listen``: its transfer path's address.
+
+    ``peers``: under which address this controller reaches others that are not on loopback.
+    """
+
+    prefix: tuple[str, ...] = ()
+    listen: str = "127.0.0.1"
+    peers: Mapping[str, str] = field(default_factory=dict)
+
+
 class Controller:
     """One controllerd process with its own directory. Killed and started again as a test likes."""
 
-    def __init__(self, name: str, serial: int, directory: Path, transfer_port: int) -> None:
+    def __init__(self, name: str, serial: int, directory: Path, transfer_port: int, place: Place | None = None) -> None:
+        self._place = place or Place()
         self.name = name
         self.serial = serial
         self.directory = directory / name
@@ -121,7 +134,7 @@ class Controller:
             listen = "unix:management.sock"
             token = "{_TOKEN}"
             [replication]
-            listen = "127.0.0.1:{self.transfer_port}"
+            listen = "{self._place.listen}:{self.transfer_port}"
             shared_key_file = "key"
             backoff_min_ms = 50
             backoff_max_ms = 200
@@ -140,7 +153,7 @@ class Controller:
             text += f"""
             [[peer]]
             name = "{name}"
-            address = "127.0.0.1:{port}"
+            address = "{self._place.peers.get(name, "127.0.0.1")}:{port}"
             serial = {serial}
             """
         self._config.write_text(text)
@@ -154,7 +167,7 @@ class Controller:
     def start(self) -> None:
         """Start the daemon without waiting for it."""
         assert self._process is None, f"{self.name} runs"
-        command = [sys.executable, "-m", "controllerd", "--config", str(self._config)]
+        command = [*self._place.prefix, sys.executable, "-m", "controllerd", "--config", str(self._config)]
         self._process = Process(command, self.log)
 
     def wait_ready(self) -> None:
@@ -180,6 +193,20 @@ class Controller:
         self._running().stop(signal.SIGKILL)
         self._process = None
         self.kills += 1
+
+    @property
+    def pid(self) -> int:
+        """Process id of the daemon."""
+        return self._running().pid
+
+    def gone(self) -> bool:
+        """Whether it ended by itself since it was started (something else killed it); then it can be started again."""
+        try:
+            self._running().check()
+        except ProgramFailed:
+            self._process = None
+            return True
+        return False
 
     def stop(self) -> None:
         """End it in order, if it runs. Raises HarnessFailed if it does not end with status 0."""
@@ -306,13 +333,15 @@ class Site:
         settings: Settings | None = None,
         weather: Weather | None = None,
         chance: random.Random | None = None,
+        places: Mapping[str, Place] | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self._temporary = tempfile.TemporaryDirectory(prefix="rc-")
         self.directory = Path(self._temporary.name)
         ports = _free_ports(2 * len(names))
         self.controllers = {
-            name: Controller(name, 1001 + number, self.directory, ports[number]) for number, name in enumerate(names)
+            name: Controller(name, 1001 + number, self.directory, ports[number], (places or {}).get(name))
+            for number, name in enumerate(names)
         }
         # A link leads to each controller, and the others know that controller by its link's port.
         self.links = {

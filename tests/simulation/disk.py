@@ -136,6 +136,8 @@ class SimulatedDisk:
         """File in whose write the cut fell."""
         self.on_write: Callable[[str, bytes], None] = _unseen
         """Told (path, data) of every write that took place, before the writer goes on."""
+        self.on_synced: Callable[[str, bytes], None] = _unseen
+        """Told (path, data) of every such write when a sync has made it durable."""
         self._serial = 0
 
     # ---- life and death ------------------------------------------------------
@@ -402,6 +404,8 @@ class SimulatedFile:
             raise
         _put_all(content.medium, covered)
         del content.changes[: len(covered)]
+        for change in covered:
+            self._disk.on_synced(self.path, change.data)
 
     def allocate(self, size: int) -> None:
         """See File."""

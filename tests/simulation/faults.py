@@ -141,6 +141,24 @@ class PowerLossEverywhere(PowerLoss):
         self._cut()
 
 
+class Pause(Fault):
+    """The daemon stands still and goes on later, late for everything."""
+
+    name = "F33 paused daemon"
+    longest_s = 6.0
+
+    def begin(self) -> None:
+        site = self.pick_site()
+        self.stalls = site.name
+        self._life = site.life
+        if self._life is not None:
+            self._life.pause()
+
+    def end(self) -> None:
+        if self._life is not None and self._life.alive:
+            self._life.resume(self.world.loop)
+
+
 class ClockStep(Fault):
     """A wall clock jumps, or stands still for a while."""
 
@@ -372,8 +390,8 @@ class Replay(Fault):
 
 
 FAULTS: Final[tuple[type[Fault], ...]] = (
-    Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, ClockStep, ReadError, WriteError, SyncError,
-    DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
+    Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
+    SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
 BY_NAME: Final = {fault.__name__: fault for fault in FAULTS}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)

@@ -294,6 +294,15 @@ class Journaled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Durable(Event):
+    """A sync has made journal records of ``site`` durable that carry these writes."""
+
+    site: str
+    group: str
+    serials: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Image(Event):
     """All volumes of a site as hosts see them at one moment, with no write in flight there.
 
@@ -309,7 +318,7 @@ EVENTS: Final[dict[str, type[Event]]] = {
     kind.__name__: kind
     for kind in (
         Submitted, Acknowledged, Failed, FlushSubmitted, FlushAnswered, ReadSubmitted, ReadAnswered, Disconnected,
-        Crashed, Restarted, FaultBegun, FaultEnded, Quiet, Ordered, Answered, Status, Journaled, Image,
+        Crashed, Restarted, FaultBegun, FaultEnded, Quiet, Ordered, Answered, Status, Journaled, Durable, Image,
     )
 }  # fmt: skip
 
@@ -398,6 +407,8 @@ def _event(kind: type[Event], facts: dict[str, Any]) -> Event:
     """JSON has no tuples."""
     if kind is ReadAnswered:
         facts["shown"] = tuple(facts["shown"])
+    elif kind is Durable:
+        facts["serials"] = tuple(facts["serials"])
     elif kind is Image:
         facts["shown"] = {volume: tuple(shown) for volume, shown in facts["shown"].items()}
     return kind(**facts)

@@ -32,6 +32,14 @@ class Died(Exception):
     """The site's daemon ended before it had answered."""
 
 
+class Runaway(Exception):
+    """The run does not come to an end: something happens again and again."""
+
+
+TURNS_MAX: Final = 100_000
+"""Callbacks after which a run is a runaway; usual ones have some thousands."""
+
+
 class Life:
     """One run of the daemon of site ``name``."""
 
@@ -43,15 +51,30 @@ class Life:
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """Those that are not done; a dictionary for its order."""
         self._waiting: dict[asyncio.Future[Any], None] = {}
+        self.backlog: list[asyncio.Handle] | None = None
+        """While the process is stopped (SIGSTOP): what it would have run, in order."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call into the site from outside; returns None when it is dead, or dies meanwhile."""
         if not self.alive:
             return None
+        if self.backlog is not None:
+            asyncio.get_running_loop().call_soon(function, *arguments, context=self.context.copy())
+            return None
         try:
             return self.context.copy().run(function, *arguments)
         except PowerCut:
             return None
+
+    def pause(self) -> None:
+        """Stop the process as SIGSTOP does."""
+        if self.backlog is None:
+            self.backlog = []
+
+    def resume(self, loop: LifeLoop) -> None:
+        """Let it go on, with all that has come meanwhile."""
+        backlog, self.backlog = self.backlog or [], None
+        loop.enqueue(backlog)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine in the site."""
@@ -114,12 +137,14 @@ class LifeLoop(asyncio.BaseEventLoop):
     """
 
     _ready: deque[Any]
-    _scheduled: list[Any]
+    _stopping: bool
 
     def __init__(self, on_error: Callable[[str, BaseException], None]) -> None:
         super().__init__()
         self.now_s = 0.0
         self.turns = 0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timer_count = 0
         self.on_error = on_error
         self.set_task_factory(_make_task)  # type: ignore[arg-type]  # typeshed knows no factories with a context
         self.set_exception_handler(self._failed)
@@ -137,32 +162,53 @@ class LifeLoop(asyncio.BaseEventLoop):
         life = current_life() if handle_context is None else handle_context.get(_CURRENT)
         self.on_error(life.name if life is not None else "outside", error)
 
+    def call_at(  # type: ignore[override]  # typeshed ties the arguments to the callback
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See asyncio; a heap of tuples, since comparing handles takes long."""
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timer_count += 1
+        heapq.heappush(self._timers, (when, self._timer_count, handle))
+        return handle
+
+    def enqueue(self, handles: list[asyncio.Handle]) -> None:
+        """Run handles in the next turns."""
+        self._ready.extend(handles)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Nothing to count: a cancelled timer is dropped when its time has come."""
+
     def _run_once(self) -> None:
         """Run what is ready, in order; when nothing is, let time pass to the next timer."""
-        ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        ready, timers = self._ready, self._timers
         if not ready:
-            if not scheduled:
-                if self._stopping:  # type: ignore[attr-defined]  # BaseEventLoop's
-                    return
+            while timers and timers[0][2]._cancelled:
+                heapq.heappop(timers)
+            if timers:
+                self.now_s = max(self.now_s, timers[0][0])
+            elif not self._stopping:
                 raise Deadlock("no callback is ready and no timer is set")
-            self.now_s = max(self.now_s, scheduled[0]._when)
         now_s = self.now_s
-        while scheduled and scheduled[0]._when <= now_s:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            if not handle._cancelled:
-                ready.append(handle)
+        while timers and timers[0][0] <= now_s:
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:
+                ready.append(timer)
+        handle: Any = None
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
             life = handle._context.get(_CURRENT)
-            if life is not None and not life.alive:
-                continue
+            if life is not None:
+                if not life.alive:
+                    continue
+                if life.backlog is not None:
+                    life.backlog.append(handle)
+                    continue
             self.turns += 1
             handle._run()
+        if self.turns > TURNS_MAX:
+            raise Runaway(f"{self.turns} callbacks have run, the last one is {handle!r}")
 
     def _process_events(self, event_list: list[Any]) -> None:
         """There are none."""

@@ -25,6 +25,11 @@ Mode = Literal["async", "sync"]
 Fence = Literal["suspend", "block"]
 
 
+def plan_stream(seed: int, *names: object) -> random.Random:
+    """Return the random stream that belongs to ``names`` in the plan of ``seed``."""
+    return random.Random(f"{seed} {' '.join(map(str, names))}")
+
+
 @dataclass(frozen=True, slots=True)
 class Leg:
     """A pair of one group. ``fence``: on_sync_loss of a synchronous leg."""
@@ -83,7 +88,7 @@ class Plan:
 
     def stream(self, *names: object) -> random.Random:
         """Return the random stream of a part."""
-        return random.Random(f"{self.seed} {' '.join(map(str, names))}")
+        return plan_stream(self.seed, *names)
 
     def without(self, faults: set[int], orders: set[int], steps: int | None) -> Plan:
         """Return the plan without some faults and orders, and with at most ``steps`` steps of each host."""
@@ -120,14 +125,14 @@ def draw(seed: int, kinds: tuple[tuple[str, float], ...], order_kinds: tuple[tup
     block = rng.choice((8, 16, 32)) * KIB
     volumes = {group: {f"{group}v{number}": block for number in range(rng.choice((1, 1, 2)))} for group in draft.chains}
     time_source: Source = rng.choice(("clock", "clock", "host", "sequence"))
-    chaos_s = rng.choice((3.0, 6.0, 10.0))
+    chaos_s = rng.choice((2.0, 4.0, 7.0))
     count = rng.randint(2, 4)
     groups = sorted(draft.chains)
     hosts = tuple(
         HostPlan(
             f"h{number}",
             groups[number % len(groups)],
-            rng.randint(30, 60) * 3 // count,
+            rng.randint(80, 130) // count,
             time_source == "host" and rng.random() < 0.6,
             rng.choice((0.002, 0.02, 0.05)),
         )

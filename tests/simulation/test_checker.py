@@ -16,6 +16,7 @@ from tests.simulation.history import (
     SECTOR,
     Acknowledged,
     Crashed,
+    Durable,
     Failed,
     FaultBegun,
     FaultEnded,
@@ -584,3 +585,40 @@ def test_images_and_reports_of_one_moment_belong_together() -> None:
     toy.history.add(Status(toy.now, "B", "g0", "secondary", "PAIR", "A", lag_s=11.0))
     toy.history.add(Image(toy.now, "B", toy.shown("B")))
     assert check(toy.history) == []
+
+
+def _durable(toy: Toy, site: str, *writes: Submitted) -> None:
+    toy.add(Durable, site=site, group="g0", serials=tuple(write.serial for write in writes))
+
+
+def test_a_flush_needs_both_disks_as_long_as_the_pair_is_whole() -> None:
+    for sites, suspended, expected in (
+        ("CA", False, set()),
+        ("C", False, {"I4"}),
+        ("C", True, set()),
+        ("A", False, {"I4"}),
+    ):
+        toy = Toy()
+        first = toy.write("v0", 0)
+        for site in "CA":
+            _durable(toy, site, first)
+        second = toy.write("v0", 1)
+        for site in sites:
+            _durable(toy, site, second)
+        if suspended:
+            toy.status("C", "g0", "primary", "A", "PSUE", reason="link")
+        toy.flush()
+        assert found(toy) == expected, (sites, suspended)
+
+
+def test_fua_needs_its_own_write_only() -> None:
+    toy = Toy(paired=False)
+    first = toy.write("v0", 0)
+    _durable(toy, "C", first)
+    toy.write("v0", 1)
+    second = toy.submit("v0", 2, fua=True)
+    _durable(toy, "C", second)
+    toy.ack(second)
+    assert found(toy) == set()
+    toy.write("v0", 3, fua=True)
+    assert found(toy) == {"I4"}

@@ -82,7 +82,7 @@ class Host:
                 self.cut_off()
             if self._site is not None:
                 return True
-            if site.serving and not world.hosts_held:
+            if site.serving and not world.hosts_held and site.storage.groups[self.plan.group].read_error is None:
                 self._lives += 1
                 self.connection = f"{self.plan.name}.{self._lives}"
                 self._site = site

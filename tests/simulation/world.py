@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -149,20 +149,21 @@ class World:
         )
         site.disk.misses = plan.disk_misses
         site.disk.sync_seconds = plan.disk_slow_s
-        site.disk.on_write = lambda path, data: self._written(site, path, data)
+        site.disk.on_write = lambda path, data: self._tap(site, path, data, Tap.note)
+        site.disk.on_synced = lambda path, data: self._tap(site, path, data, Tap.synced)
         site.on_serving = lambda: self._serving(site)
         site.on_ended = lambda how: self._ended(site, how)
         return site
 
-    def _written(self, site: Site, path: str, data: bytes) -> None:
-        """Read along what goes to journals."""
+    def _tap(self, site: Site, path: str, data: bytes, note: Callable[[Tap, float, bytes], None]) -> None:
+        """Read along what goes to journals, and becomes durable there."""
         if "/journals/" not in path:
             return
         number = int(path.rsplit("/", 2)[1])
         for group in site.storage.groups.values():
             if group.facts.group_id == number:
                 names = {key: volume.name for key, volume in group.volumes.items()}
-                Tap(self.history, site.name, group.name, names).note(self.now_s, data)
+                note(Tap(self.history, site.name, group.name, names), self.now_s, data)
 
     def _serving(self, site: Site) -> None:
         if site.serving:
@@ -382,9 +383,10 @@ class World:
         last = near.group.last_seq
         if not far.receiver.connected:
             return f"{identity}: no connection: {far.receiver.reason}"
-        if far.intake.next_seq <= last:
+        held = self._held(leg.secondary)
+        if far.intake.next_seq <= last and not (held and far.stall):
             return f"{identity}: received {far.intake.next_seq - 1} of {last}, {far.stall}"
-        if not self._held(leg.secondary) and far.intake.applied_seq < last:
+        if not held and far.intake.applied_seq < last:
             return f"{identity}: applied {far.intake.applied_seq} of {last}: {far.domain.holder()} {far.domain.fault}"
         return ""
 
@@ -457,14 +459,12 @@ class World:
     async def look(self, site: Site) -> None:
         """Note status and image of a site where nobody writes."""
         self._look_at(site)
-        if site.serving:
+        if site.serving and all(volume.visible for volume in site.storage.volumes.values()):
             shown = {}
             for name, volume in sorted(site.storage.volumes.items()):
                 data, error = await read_volume(site, volume, 0, volume.size)
-                if error:
-                    self.problems.append(
-                        f"I9: {site.name}: reading {name} failed with {error} though nothing is broken"
-                    )
+                if error and self.quiet:
+                    self.problems.append(f"I9: {site.name}: reading {name} failed with {error}, and nothing is broken")
                 if data is None:
                     return
                 shown[name] = self.history.shown(name, 0, data)

@@ -14,7 +14,7 @@ from typing import Final
 from tests.simulation.checker.base import Invariant, Violation
 from tests.simulation.checker.hosts import BoundedHold, NoDamagedReads, Registers, StaysUp
 from tests.simulation.checker.images import Cut, Lineage, NoDamage, Prefix, WholeRecords
-from tests.simulation.checker.journals import JournaledFirst, MirroredFirst, Numbers, Times
+from tests.simulation.checker.journals import DurableFirst, JournaledFirst, MirroredFirst, Numbers, Times
 from tests.simulation.checker.status import (
     Converges,
     ExplicitSuspension,
@@ -36,6 +36,7 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     MirroredFirst,
     FlushedSurvives,
     JournaledFirst,
+    DurableFirst,
     Cut,
     BoundedHold,
     WholeRecords,

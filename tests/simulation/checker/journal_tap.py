@@ -17,7 +17,7 @@ from typing import Final
 
 from crc32c import crc32c
 
-from tests.simulation.history import DAMAGED, SECTOR, ZEROS, History, Journaled
+from tests.simulation.history import DAMAGED, SECTOR, ZEROS, Durable, History, Journaled
 
 _HEADER: Final = struct.Struct("<4sBBHIIIIIQQQQQQI")
 _MAGIC: Final = b"RCRJ"
@@ -39,6 +39,12 @@ class Tap:
         """Note all records that lie back to back at the start of ``data``."""
         for event in self._records(at, memoryview(data)):
             self.history.add(event)
+
+    def synced(self, at: float, data: bytes | memoryview) -> None:
+        """Note the writes in ``data`` as durable."""
+        serials = tuple(event.serial for event in self._records(at, memoryview(data)) if event.serial is not None)
+        if serials:
+            self.history.add(Durable(at, self.site, self.group, serials))
 
     def _records(self, at: float, view: memoryview) -> Iterator[Journaled]:
         position = 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from tests.simulation.checker.base import Invariant
-from tests.simulation.checker.world import World
-from tests.simulation.history import Acknowledged, Event, Journaled
+from tests.simulation.checker.world import World, Write
+from tests.simulation.history import Acknowledged, Durable, Event, FlushAnswered, FlushSubmitted, Journaled
 
 _NOTE: Final = 16
 """Kind of a record that has no number of its own."""
@@ -123,3 +123,61 @@ class JournaledFirst(Invariant):
             site = write.event.site
             if not write.zeros and site in self.world.tapped and (site, write.serial) not in self._has:
                 self.wrong(f"write {write.serial} was acknowledged and {site} has not journaled it")
+
+
+class DurableFirst(Invariant):
+    """I4: a flush succeeds when the journal has on its disk what was acknowledged before; a mirror's journal too."""
+
+    name: ClassVar[str] = "I4"
+    sees: ClassVar[tuple[type[Event], ...]] = (Durable, Acknowledged, FlushSubmitted, FlushAnswered)
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._has: set[tuple[str, int]] = set()
+        self._sites: set[str] = set()
+        self._acked: dict[tuple[str, str], list[Write]] = {}
+        """Site and volume -> writes that no flush has covered yet."""
+        self._flushes: dict[int, tuple[FlushSubmitted, list[Write]]] = {}
+
+    def see(self, event: Event) -> None:
+        match event:
+            case Durable():
+                self._has.update((event.site, serial) for serial in event.serials)
+                self._sites.add(event.site)
+            case Acknowledged():
+                write = self.world.writes[event.serial]
+                if write.flushed:
+                    self._judge([write])
+                else:
+                    self._acked.setdefault((write.event.site, write.event.volume), []).append(write)
+            case FlushSubmitted():
+                self._flushes[event.flush] = event, list(self._acked.get((event.site, event.volume), ()))
+            case FlushAnswered():
+                flush, covered = self._flushes.pop(event.flush)
+                if not event.error:
+                    self._judge(covered)
+                    waiting = self._acked.get((flush.site, flush.volume), [])
+                    self._acked[flush.site, flush.volume] = [write for write in waiting if write not in covered]
+            case _:
+                pass
+
+    def _judge(self, covered: list[Write]) -> None:
+        for write in covered:
+            if write.zeros:
+                continue
+            for site in (write.event.site, *self._mirrors(write)):
+                # What an earlier life of the site lost without a flush is not what this flush speaks of.
+                if site in self._sites and (site, write.serial) not in self._has and not write.losable:
+                    self.wrong(f"write {write.serial} was flushed, and is not durable in the journal of {site}")
+                    return
+
+    def _mirrors(self, write: Write) -> list[str]:
+        return [
+            pair.secondary
+            for pair in self.world.pairs
+            if (pair.group, pair.primary, pair.mode) == (write.event.group, write.event.site, "sync")
+            and self.world.history.prompt
+            and not pair.taken_over
+            and pair.left > self.world.index
+            and pair.made < write.index
+        ]

@@ -4,12 +4,12 @@ Owns: the hunters, by name:
     storage     random histories of a primary's storage (storage_case)
     secondary   a secondary that receives, crashes and is taken over (test_takeover_crashes)
     small       every workload of up to two operations (small_case)
-    swarm       whole systems (python -m tests.simulation)
+    swarm       whole systems (python -m tests.simulation), from seed 1000000 on
     unit:PATH   the tests below PATH
 Never: judges; what runs the seed does.
 
-`python -m tests.simulation.defects.hunt HUNTER SEEDS [KNOWN]` prints "CAUGHT seeds=N by=..." and exits with 1, or exits
-with 0. KNOWN: swarm seeds, with commas, that fail without any defect too and prove nothing.
+`python -m tests.simulation.defects.hunt HUNTER SEEDS [AFTER]` prints "CAUGHT seeds=N by=..." and exits with 1, or exits
+with 0. AFTER: so many seeds are passed over.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final
 
 from controllerd.storage import journal
 from tests.simulation.disk import Loss
+from tests.simulation.shrink import Cut
 from tests.simulation.small_case import OPERATIONS, PIECE, SmallCase
 from tests.simulation.storage_case import MAX_WRITE, Case
+from tests.simulation.swarm import run_seed
 from tests.simulation.test_takeover_crashes import Secondary, check_and_receive
 
 Seeds = Iterator[Callable[[], None]]
-FIRST_SEED: Final = 1_000_000
-"""Of the swarm."""
-BATCH: Final = 20
 
 
 def _pieces_of(size: int) -> None:
@@ -75,17 +73,25 @@ def small() -> Seeds:
     return (SmallCase(workload, tried).run for workload in workloads)
 
 
-IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small}
+def swarm() -> Seeds:
+    """Whole systems."""
+    return (partial(_one_system, seed) for seed in itertools.count(1_000_000))
 
 
-def hunt(hunter: str, seeds: int, known: frozenset[int] = frozenset()) -> str | None:
-    """Try ``seeds`` seeds; return what caught the defect, None if nothing did."""
-    if hunter == "swarm":
-        return _swarm(seeds, known)
+def _one_system(seed: int) -> None:
+    problems = run_seed(seed, Cut()).problems
+    assert not problems, problems[0]
+
+
+IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small, "swarm": swarm}
+
+
+def hunt(hunter: str, seeds: int, after: int = 0) -> str | None:
+    """Try the first ``seeds`` seeds but ``after``; return what caught the defect, None if nothing did."""
     kind, _, path = hunter.partition(":")
     if kind == "unit":
         return _tests(path)
-    for number, seed in enumerate(itertools.islice(IN_PROCESS[hunter](), seeds), 1):
+    for number, seed in enumerate(itertools.islice(IN_PROCESS[hunter](), after, seeds), after + 1):
         try:
             seed()
         except BaseException as error:  # whatever it is: with the defect something is wrong that is not without it
@@ -95,31 +101,6 @@ def hunt(hunter: str, seeds: int, known: frozenset[int] = frozenset()) -> str | 
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
-
-
-def _swarm(seeds: int, known: frozenset[int]) -> str | None:
-    """Runs of the whole system, in batches, so that an early catch ends early."""
-    for first in range(FIRST_SEED, FIRST_SEED + seeds, BATCH):
-        failed = failed_seeds(first, min(BATCH, FIRST_SEED + seeds - first))
-        caught = sorted(seed for seed in failed if seed not in known)
-        if caught:
-            return f"seeds={caught[0] - FIRST_SEED + 1} by={failed[caught[0]][:120]}"
-    return None
-
-
-def failed_seeds(first: int, count: int, jobs: int = 1) -> dict[int, str]:
-    """Run the swarm here; return what failed, by seed.
-
-    Raises:
-        RuntimeError: the swarm did not run.
-    """
-    done = _run("-m", "tests.simulation", "--seeds", f"{first}:{count}", "--jobs", str(jobs))
-    failed: dict[int, str] = {}
-    for seed, text in re.findall(r"^FAILED seed=(\d+) (.*)", done.stdout, re.MULTILINE):
-        failed.setdefault(int(seed), text)
-    if not failed and done.returncode == 1:
-        raise RuntimeError(done.stderr[-500:])
-    return failed
 
 
 def _tests(path: str) -> str | None:
@@ -134,8 +115,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def main() -> int:
     """Hunt as the command line says."""
-    known = frozenset(int(seed) for seed in "".join(sys.argv[3:]).split(",") if seed)
-    caught = hunt(sys.argv[1], int(sys.argv[2]), known)
+    caught = hunt(sys.argv[1], *map(int, sys.argv[2:]))
     if caught is None:
         return 0
     print(f"CAUGHT {caught}")

@@ -9,4 +9,5 @@ from tests.simulation.defects.storage import STORAGE
 from tests.simulation.defects.takeover import TAKEOVER
 from tests.simulation.defects.transfer import TRANSFER
 
-DEFECTS: Final[tuple[Defect, ...]] = (*STORAGE, *TRANSFER, *TAKEOVER)
+PARTS: Final[dict[str, tuple[Defect, ...]]] = {"storage": STORAGE, "transfer": TRANSFER, "takeover": TAKEOVER}
+DEFECTS: Final[tuple[Defect, ...]] = tuple(defect for part in PARTS.values() for defect in part)

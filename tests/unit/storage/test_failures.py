@@ -11,9 +11,12 @@ from dataclasses import replace
 import pytest
 
 from controllerd.model.errors import DiskFailed, JournalFailed, NoSpace, RemoteCopyError
+from controllerd.model.pair_state import Role
+from controllerd.model.records import Kind, Record
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Loss
+from tests.simulation.upstream import stage_from_upstream
 from tests.unit.storage.helpers import SIZE, content, failing, live, make_machine, put
 
 
@@ -46,6 +49,31 @@ def test_failed_journal_sync_is_never_followed_by_success() -> None:
     machine.crash(Loss.NOTHING)  # recovery has written it again: its sync alone would have written nothing (F13)
     live(machine, after)
     machine.destroy()
+
+
+def test_what_could_not_be_journaled_does_not_count_as_received() -> None:
+    """A synchronous secondary says by its origin number what it has; the simulator's seed 1000004 (I3, I14)."""
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        await system.change_role(group, Role.SECONDARY, last_origin=6)
+        key = system.volume("v0").key
+        stage_from_upstream(group, _tick(7, key))
+        group.commit()
+        machine.disk.fault = failing("write", ".seg")
+        stage_from_upstream(group, _tick(8, key))
+        stage_from_upstream(group, _tick(9, key))
+        with pytest.raises(JournalFailed):
+            group.commit()
+        assert group.last_origin == 7
+
+    live(machine, scenario)
+    machine.destroy()
+
+
+def _tick(sequence: int, key: int) -> Record:
+    return Record(int(Kind.TICK), 0, 1, 1, key, 0, sequence, sequence, 0, 0, 0, 0, memoryview(b""))
 
 
 def test_hosts_that_wait_hear_of_a_failed_journal_and_other_groups_go_on() -> None:
@@ -172,6 +200,37 @@ def test_reading_a_journal_from_a_failing_disk_is_a_typed_error() -> None:
     machine.destroy()
 
 
+def test_held_group_keeps_what_its_next_recovery_needs() -> None:
+    machine = make_machine()
+
+    async def write(system: StorageSystem) -> None:
+        put(system, "v0", 0, b"a" * 4096)
+        await system.checkpointer.checkpoint()
+        put(system, "v0", 0, b"b" * 4096)
+
+    async def held(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        assert group.read_error is not None
+        before = system.catalogue.get_documents("group")["g0"]
+        group.set_retention("pair", 0)  # its secondary has not yet said what it has
+        assert not group.overflowing
+        await system.checkpointer.checkpoint()
+        assert before["retained"] == 1
+        assert system.catalogue.get_documents("group")["g0"] == before
+
+    async def after(system: StorageSystem) -> None:
+        assert (await content(system, "v0"))[:4096] == b"b" * 4096
+
+    live(machine, write)
+    machine.crash(Loss.KILL)
+    machine.disk.fault = failing("read", ".seg")
+    live(machine, held)
+    machine.crash(Loss.KILL)
+    machine.disk.fault = None
+    live(machine, after)
+    machine.destroy()
+
+
 def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
     machine = make_machine(groups=2, cache=256 << 10)
 
@@ -245,6 +304,39 @@ def test_trimmed_volume_that_gets_another_key_survives_a_crash() -> None:
         put(system, "v0", 0, b"b" * 4096)
 
     live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
+@pytest.mark.parametrize(("operation", "part"), [("write", "d.img"), ("read", "000001/")])
+def test_group_held_in_the_middle_of_its_recovery_leaves_the_others_alone(operation: str, part: str) -> None:
+    machine = make_machine(groups=2, cache=256 << 10)
+
+    async def fill(system: StorageSystem) -> None:
+        system.budget.limit = 1 << 30
+        for offset in range(0, SIZE, 65536):
+            put(system, "v0", offset, b"a" * 65536)
+        put(system, "v1", 0, b"b" * 4096)
+
+    async def held(system: StorageSystem) -> None:
+        assert system.groups["g0"].read_error is not None
+        assert system.groups["g1"].read_error is None
+        assert system.budget.used < 65536
+        machine.disk.fault = None
+        await system.checkpointer.checkpoint()
+        put(system, "v1", 0, b"c" * 4096)
+        with pytest.raises(RemoteCopyError):
+            await content(system, "v0")
+
+    async def after(system: StorageSystem) -> None:
+        assert await content(system, "v0") == b"a" * SIZE
+        assert (await content(system, "v1"))[:4096] == b"c" * 4096
+
+    live(machine, fill)
+    machine.crash(Loss.KILL)
+    machine.disk.fault = failing(operation, part)
+    live(machine, held)
     machine.crash(Loss.KILL)
     live(machine, after)
     machine.destroy()

@@ -1,0 +1,67 @@
+"""The sites of the fault tests: one controller, and the cascade C -(synchronous)- A -(asynchronous)- B.
+
+Owns: making groups and pairs, coming back after a crash, the takeovers at the end.
+Never: injects a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.faults.recorder import Recorder
+from tests.integration.harness import Controller, Settings, Site, create_pair
+
+GROUPS = {"g1": {"v1": 64 << 10, "v2": 64 << 10}, "g2": {"v3": 64 << 10}}
+SETTINGS = Settings(checkpoint_interval_s=0.2, destage_age_s=0.1, journal_bytes="16MiB", segment_bytes="4MiB")
+
+
+@contextmanager
+def single() -> Iterator[tuple[Site, Controller]]:
+    """One controller with the groups, running."""
+    with Site(["C"], SETTINGS) as site:
+        site.start()
+        make_groups(site["C"])
+        yield site, site["C"]
+
+
+def make_groups(controller: Controller) -> None:
+    """Make the groups and their volumes."""
+    controller.create_pool()
+    for group, volumes in GROUPS.items():
+        controller.create_group(group, dict(volumes))
+
+
+def cascade(site: Site, recorder: Recorder, **options: Any) -> None:
+    """Make the groups on C, A and B and pair them. ``options``: of the synchronous pair's order."""
+    for name in ("C", "A", "B"):
+        make_groups(site[name])
+    waits = {"sync_timeout_s": 20, "on_sync_loss": "block", **options}
+    for group in GROUPS:
+        create_pair(site["C"], site["A"], group, mode="sync", domain="sync", **waits)
+        create_pair(site["A"], site["B"], group, mode="async")
+    recorder.paired("C", "A", list(GROUPS), "sync")
+    recorder.paired("A", "B", list(GROUPS), "async")
+
+
+def again(recorder: Recorder, controller: Controller) -> None:
+    """Start a controller whose process is gone, and look at what it shows."""
+    recorder.crashed(controller)
+    controller.start()
+    controller.wait_ready()
+    recorder.restarted(controller)
+    recorder.image(controller)
+
+
+def take_over_twice(site: Site, recorder: Recorder) -> None:
+    """Lose C and take over at A, lose A and take over at B; each shows what it has."""
+    recorder.status(site["C"])
+    site["C"].kill()
+    recorder.crashed(site["C"], "disk")
+    recorder.take_over(site["A"], "sync")
+    recorder.image(site["A"])
+    site["A"].kill()
+    recorder.crashed(site["A"], "disk")
+    recorder.take_over(site["B"])
+    recorder.image(site["B"])
