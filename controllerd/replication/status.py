@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from controllerd.model.pair_state import PairState
 from controllerd.replication.primary import PrimaryPair
-from controllerd.replication.receiver import Receiver
 from controllerd.replication.secondary import SecondaryPair
-from controllerd.replication.sender import Sender
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,71 +72,9 @@ class PairStatus:
 
 def primary_status(pair: PrimaryPair) -> PairStatus:
     """Status of a pair whose primary is here."""
-    group, sender, ack = pair.group, pair.sender, pair.sender.ack
-    waiting = f"waiting for {pair.record.peer} to connect ({sender.reason})"
-    return _status(
-        pair,
-        sender,
-        link_reason="" if sender.connected else waiting,
-        blocked=pair.mirror is not None and pair.mirror.blocked,
-        written=Position(group.last_seq, group.last_time),
-        transferred=Position(sender.transferred_seq, sender.time_at(sender.transferred_seq)),
-        arrived=Position(ack.received, sender.time_at(ack.received)),
-        durable=Position(ack.durable, sender.time_at(ack.durable)),
-        applied=Position(ack.applied, ack.applied_time or None),
-        lag_bytes=max(0, group.bytes_written - sender.bytes_at(ack.applied)),
-        missing=(max(0, group.last_seq - ack.received), max(0, group.bytes_written - sender.bytes_at(ack.received))),
-        pending_writes=max(0, ack.received - ack.applied),
-    )
-
-
-def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
-    """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
-    group, receiver, intake = pair.group, pair.receiver, pair.intake
-    heard, missing = receiver.heard, receiver.missing()
-    taken_over = pair.record.state is PairState.SSWS
-    status = _status(
-        pair,
-        receiver,
-        link_reason="" if receiver.connected or taken_over else receiver.reason,
-        blocked=pair.stall is not None,
-        written=Position() if heard is None else Position(heard.seq, heard.time),
-        transferred=Position(intake.next_seq - 1),
-        arrived=Position(intake.next_seq - 1, group.last_time),
-        durable=Position(intake.durable_seq),
-        applied=Position(intake.applied_seq, group.applied_time),
-        lag_bytes=None if missing is None else missing[1] + group.pending.bytes,
-        missing=missing,
-        pending_writes=len(group.pending),
-    )
-    if taken_over:
-        return replace(status, lag_s=None, lag_bytes=None)
-    status = replace(status, cut_time=pair.domain.cut_time)
-    holder = pair.domain.holder()
-    if holder is None:
-        return status
-    why = why_held(holder.group, by_group)
-    return replace(status, holder=holder.group, holder_since=holder.since, holder_why=why)
-
-
-def _status(
-    pair: PrimaryPair | SecondaryPair,
-    link: Sender | Receiver,
-    *,
-    link_reason: str,
-    blocked: bool,
-    written: Position,
-    transferred: Position,
-    arrived: Position,
-    durable: Position,
-    applied: Position,
-    lag_bytes: int | None,
-    missing: tuple[int, int] | None,
-    pending_writes: int,
-) -> PairStatus:
-    """What both sides say in the same way; the line of the apply domain is the secondary's to add."""
-    record = pair.record
-    lag_s = link.lag.lag_seconds(asyncio.get_running_loop().time())
+    record, group, sender, ack = pair.record, pair.group, pair.sender, pair.sender.ack
+    now_s = asyncio.get_running_loop().time()
+    lag_s = sender.lag.lag_seconds(now_s)
     return PairStatus(
         pair_id=record.spec.identity,
         group=record.group,
@@ -150,25 +86,67 @@ def _status(
         peer_group=record.peer_group,
         mode=record.spec.mode,
         domain=record.spec.domain,
-        connected=link.connected,
-        connected_since=link.connected_since,
-        last_contact=link.last_contact,
-        link_reason=link_reason,
-        blocked=blocked,
-        written=written,
-        transferred=transferred,
-        arrived=arrived,
-        durable=durable,
-        applied=applied,
+        connected=sender.connected,
+        connected_since=sender.connected_since,
+        last_contact=sender.last_contact,
+        link_reason="" if sender.connected else f"waiting for {record.peer} to connect ({sender.reason})",
+        blocked=pair.mirror is not None and pair.mirror.blocked,
+        written=Position(group.last_seq, group.last_time),
+        transferred=Position(sender.transferred_seq, sender.time_at(sender.transferred_seq)),
+        arrived=Position(ack.received, sender.time_at(ack.received)),
+        durable=Position(ack.durable, sender.time_at(ack.durable)),
+        applied=Position(ack.applied, ack.applied_time or None),
         lag_s=None if math.isinf(lag_s) else lag_s,
-        lag_bytes=lag_bytes,
-        missing_writes=None if missing is None else missing[0],
-        missing_bytes=None if missing is None else missing[1],
-        pending_writes=pending_writes,
+        lag_bytes=max(0, group.bytes_written - sender.bytes_at(ack.applied)),
+        missing_writes=max(0, group.last_seq - ack.received),
+        missing_bytes=max(0, group.bytes_written - sender.bytes_at(ack.received)),
+        pending_writes=max(0, ack.received - ack.applied),
         cut_time=None,
         holder=None,
         holder_since=None,
         holder_why=None,
+    )
+
+
+def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
+    """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
+    record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
+    heard = receiver.heard
+    now_s = asyncio.get_running_loop().time()
+    lag_s = receiver.lag.lag_seconds(now_s)
+    missing = receiver.missing()
+    holder = pair.domain.holder()
+    taken_over = record.state is PairState.SSWS
+    return PairStatus(
+        pair_id=record.spec.identity,
+        group=record.group,
+        role=record.role.value,
+        state=record.state.value,
+        since=record.since,
+        reason=record.reason,
+        peer=record.peer,
+        peer_group=record.peer_group,
+        mode=record.spec.mode,
+        domain=record.spec.domain,
+        connected=receiver.connected,
+        connected_since=receiver.connected_since,
+        last_contact=receiver.last_contact,
+        link_reason="" if receiver.connected or taken_over else receiver.reason,
+        blocked=pair.stall is not None,
+        written=Position() if heard is None else Position(heard.seq, heard.time),
+        transferred=Position(intake.next_seq - 1),
+        arrived=Position(intake.next_seq - 1, group.last_time),
+        durable=Position(intake.durable_seq),
+        applied=Position(intake.applied_seq, group.applied_time),
+        lag_s=None if math.isinf(lag_s) or taken_over else lag_s,
+        lag_bytes=None if missing is None or taken_over else missing[1] + group.pending.bytes,
+        missing_writes=None if missing is None else missing[0],
+        missing_bytes=None if missing is None else missing[1],
+        pending_writes=len(group.pending),
+        cut_time=None if taken_over else pair.domain.cut_time,
+        holder=None if holder is None or taken_over else holder.group,
+        holder_since=None if holder is None or taken_over else holder.since,
+        holder_why=None if holder is None or taken_over else why_held(holder.group, by_group),
     )
 
 
