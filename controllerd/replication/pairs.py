@@ -1,6 +1,7 @@
 """Pairs of this controller: orders, start-up, and everything that runs in the background.
 
-Owns: which pairs and apply domains there are, the orders on them, and the transfer port.
+Owns: which pairs and apply domains there are, the orders on them, the transfer port, and
+the one timer that ticks, heartbeats and time limits share.
 Never: moves data; the two sides of a pair (primary.py, secondary.py) do.
 
 Both sides of a pair are created by the same order with the same `PairSpec`, first at the
@@ -12,6 +13,7 @@ Source: spec §7; architecture §6; invariants I13-I16, I19, I20.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Final
@@ -23,18 +25,18 @@ from controllerd.replication.checks import check_create
 from controllerd.replication.context import Context
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.heard import HeardKeeper
+from controllerd.replication.intake import SyncIntake
 from controllerd.replication.links import Acceptor, Link
 from controllerd.replication.messages import Fence, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.pair_record import TABLE, PairRecord, PairSpec, read_record
-from controllerd.replication.ports import Report
+from controllerd.replication.ports import GroupPort, Report
 from controllerd.replication.primary import PrimaryPair
 from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.settings import ReplicationSettings
 from controllerd.replication.status import PairStatus, primary_status, secondary_status
 from controllerd.replication.takeover import TABLE as TAKEOVERS
-from controllerd.replication.takeover import Takeover, is_undecided, refuse_during_takeover
-from controllerd.replication.takeover_report import TakeoverReport
-from controllerd.replication.timer import PairTimer
+from controllerd.replication.takeover import Takeover, TakeoverReport, is_undecided, refuse_during_takeover
+from controllerd.replication.ticker import Ticker
 from controllerd.storage.group import RECOVERED, Group
 from controllerd.storage.system import StorageSystem
 
@@ -58,8 +60,9 @@ class PairManager:
         self.secondaries: dict[str, SecondaryPair] = {}
         self.domains: dict[str, DomainApplier] = {}
         self._acceptor = Acceptor(settings, self._request)
-        self._timer = PairTimer(self.context, self.primaries, self.secondaries)
+        self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
         self._heard = HeardKeeper(self.context, self.secondaries.values)
+        self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
 
     # ---- life ----------------------------------------------------------------------
@@ -116,7 +119,7 @@ class PairManager:
         for pair in self.secondaries.values():
             if not self._taking_over(pair.record.spec.domain):
                 pair.start()
-        self._timer.start()
+        self._timer = asyncio.get_running_loop().create_task(self._run_timer(), name="replication timer")
         self._heard.start()
 
     @staticmethod
@@ -135,7 +138,11 @@ class PairManager:
 
     async def stop(self) -> None:
         """Close every connection; pairs go on by themselves after the next start."""
-        await self._timer.stop()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await timer
         await self._heard.stop()
         for domain in self.domains.values():
             domain.freeze()
@@ -465,3 +472,69 @@ class PairManager:
         pairs = [pair for pair in self.primaries.values() if pair.group is group]
         if pairs:
             min(pairs, key=lambda pair: pair.sender.ack.durable if pair.active else -1).overflow(now_s)
+
+    # ---- timer --------------------------------------------------------------------------------
+
+    async def _run_timer(self) -> None:
+        settings = self.context.settings
+        loop = asyncio.get_running_loop()
+        next_beat_s = 0.0
+        while True:
+            await asyncio.sleep(settings.tick_interval_s)
+            now_s = loop.time()
+            beat = now_s >= next_beat_s
+            if beat:
+                next_beat_s = now_s + settings.heartbeat_interval_s
+            try:
+                self._turn(now_s, beat)
+            except Exception as error:
+                # The timer holds up every pair; what went wrong with one is tried again at the next turn.
+                self.context.report("replication-timer-error", {"error": repr(error)})
+
+    def _turn(self, now_s: float, beat: bool) -> None:
+        self._tick()
+        for primary in list(self.primaries.values()):
+            primary.check(now_s)
+            if beat:
+                primary.sender.heartbeat()
+        if beat:
+            for secondary in list(self.secondaries.values()):
+                secondary.receiver.heartbeat(now_s)
+
+    def _tick(self) -> None:
+        # Groups that get ticks from upstream, or must get nothing because a takeover has decided their cut.
+        fed = {
+            pair.group.name
+            for pair in self.secondaries.values()
+            if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
+        }
+        # The primary of a suspended pair takes writes that never come here: what other groups get may depend on them.
+        held = {
+            pair.group.name
+            for pair in self.secondaries.values()
+            if not pair.active and pair.record.state is not PairState.SSWS
+        }
+        groups: dict[str, GroupPort] = {}
+        wanted: set[str] = set()
+        for primary in self.primaries.values():
+            group = primary.group
+            if primary.active and primary.sender.connected and group.name not in fed | held:
+                groups[group.name] = group
+                if primary.sender.tick_wanted:
+                    wanted.add(group.name)
+        for secondary in self.secondaries.values():
+            # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
+            record, group = secondary.record, secondary.group
+            upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
+            if upstream and group.name not in fed | held:
+                groups[group.name] = group
+        self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
+
+    def _journal_tick(self, group: GroupPort, time: int) -> None:
+        for secondary in self.secondaries.values():
+            intake = secondary.intake
+            if secondary.group is group and group.role is Role.SECONDARY and isinstance(intake, SyncIntake):
+                intake.local_tick(time)
+                return
+        group.stage_tick(time)
+        group.commit()

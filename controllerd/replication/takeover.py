@@ -1,7 +1,7 @@
 """Takeover: the secondary groups of an apply domain become primaries at one cut.
 
-Owns: the cut, the steps of a takeover, and finishing it after a crash.
-Never: decides that there is to be one, or says what is missing (takeover_report.py does).
+Owns: what a takeover would give (preview), its steps, and finishing it after a crash.
+Never: decides that there is to be one.
 
 The decision, with the cut of every group, is one catalogue document that is durable
 before anything else changes. From then on a restart finishes the takeover; nothing of
@@ -18,22 +18,94 @@ Source: RC ¶45, ¶59-61; spec §5.1, §7.6; invariants I1, I3, I5, I16, I20.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from controllerd.model.apply_plan import FinalPlan
 from controllerd.model.errors import Busy, NotFound
 from controllerd.model.pair_state import PairEvent, PairState, Role, next_state
+from controllerd.model.records import Kind
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.context import Context
 from controllerd.replication.secondary import SecondaryPair
-from controllerd.replication.takeover_report import Cut, TakeoverReport, describe, read_report
+from controllerd.replication.status import why_held
 from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
 from controllerd.storage.volume import Volume
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
+_DATA_KINDS: Final = frozenset({int(Kind.WRITE), int(Kind.ZEROES), int(Kind.TRIM)})
+
+
+@dataclass(frozen=True, slots=True)
+class MissingVolume:
+    """Writes that arrived for a volume and cannot be used, because something older of another group is missing."""
+
+    volume: str
+    writes: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeoverGroup:
+    """What a takeover gives or gave for one group.
+
+    ``primary_seq`` and ``primary_time`` are the newest the primary told of (to an earlier run of
+    this controller, too), ``primary_age_s`` how long ago; ``missing_writes`` and ``missing_bytes``
+    what of that never arrived, and there may be more; ``unusable`` what arrived behind the cut.
+    None: not known here.
+    """
+
+    pair_id: str
+    group: str
+    peer: str
+    peer_group: str
+    mode: str
+    state: str
+    cut_seq: int
+    cut_time: int
+    primary_seq: int | None
+    primary_time: int | None
+    primary_age_s: float | None
+    missing_writes: int | None
+    missing_bytes: int | None
+    unusable_writes: int
+    unusable_bytes: int
+    volumes: tuple[str, ...]
+    unusable: tuple[MissingVolume, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeoverReport:
+    """A takeover, or a preview of one. ``rto_s``: its duration.
+
+    ``rpo_s``: seconds of the primary's writes that are known to be missing, never less; None: not
+    known. With ``rpo_exact`` nothing else can be missing; else the primary may have written more
+    since it was heard last.
+    """
+
+    domain: str
+    preview: bool
+    cut_time: int
+    rpo_s: float | None
+    rpo_exact: bool
+    rto_s: float | None
+    phases_s: dict[str, float]
+    holder: str | None
+    holder_why: str | None
+    groups: tuple[TakeoverGroup, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Cut:
+    """What is decided: per group the last record that counts, and how to get there."""
+
+    time: int
+    seqs: dict[str, int]
+    steps: list[tuple[str, int]] = field(default_factory=list)
 
 
 class Takeover:
@@ -55,7 +127,7 @@ class Takeover:
         """
         if not self._pairs:
             raise NotFound(f"apply domain {self._domain.name} has no secondary group here")
-        return self._done() or self._describe(self._decide(self._domain.final_plan()))
+        return self._done() or self._report(self._decide(self._domain.final_plan()))
 
     def _done(self) -> TakeoverReport | None:
         """The report of the takeover if it has taken place."""
@@ -64,8 +136,8 @@ class Takeover:
             return None
         return None if is_undecided(kept) else read_report(kept["report"])
 
-    def _decide(self, plan: FinalPlan) -> Cut:
-        cut = Cut(plan.cut_time, dict(plan.cut_seqs), list(plan.steps))
+    def _decide(self, plan: FinalPlan) -> _Cut:
+        cut = _Cut(plan.cut_time, dict(plan.cut_seqs), list(plan.steps))
         for pair in self._pairs:
             if pair.record.spec.mode == "sync" and not pair.record.in_doubt:
                 name, last = pair.group.name, pair.group.last_seq
@@ -76,8 +148,102 @@ class Takeover:
             cut.time = max(pair.group.last_time for pair in self._pairs)
         return cut
 
-    def _describe(self, cut: Cut) -> TakeoverReport:
-        return describe(self._domain, self._pairs, cut, self._context.clock())
+    def _report(self, cut: _Cut, rto_s: float | None = None, phases: dict[str, float] | None = None) -> TakeoverReport:
+        groups = tuple(self._describe(pair, cut) for pair in self._pairs)
+        holder = self._domain.holder()
+        return TakeoverReport(
+            domain=self._domain.name,
+            preview=rto_s is None,
+            cut_time=cut.time,
+            rpo_s=self._rpo_s(groups),
+            rpo_exact=all(
+                pair.record.spec.mode == "sync" and pair.active and not pair.record.in_doubt for pair in self._pairs
+            ),
+            rto_s=rto_s,
+            phases_s=phases or {},
+            holder=None if holder is None else holder.group,
+            holder_why=None if holder is None else why_held(holder.group, self._by_group),
+            groups=groups,
+            warnings=tuple(self._warnings()),
+        )
+
+    def _describe(self, pair: SecondaryPair, cut: _Cut) -> TakeoverGroup:
+        group, record = pair.group, pair.record
+        cut_seq = cut.seqs.get(group.name, group.applied_seq)
+        cut_time = group.applied_time
+        names = {volume.key: volume.name for volume in group.volumes.values()}
+        lost: dict[int, tuple[int, int]] = {}
+        for entry in group.pending:
+            if entry.sequence <= cut_seq:
+                cut_time = entry.time
+            elif entry.kind in _DATA_KINDS:
+                writes, size = lost.get(entry.volume, (0, 0))
+                lost[entry.volume] = (writes + 1, size + entry.length)
+        heard = pair.receiver.heard
+        missing = pair.receiver.missing()
+        return TakeoverGroup(
+            pair_id=record.spec.identity,
+            group=group.name,
+            peer=record.peer,
+            peer_group=record.peer_group,
+            mode=record.spec.mode,
+            state=record.state.value,
+            cut_seq=cut_seq,
+            cut_time=cut_time,
+            primary_seq=None if heard is None else heard.seq,
+            primary_time=None if heard is None else heard.time,
+            primary_age_s=None if heard is None else max(0.0, (self._context.clock() - heard.at) / 1e9),
+            missing_writes=None if missing is None else missing[0],
+            missing_bytes=None if missing is None else missing[1],
+            unusable_writes=sum(writes for writes, _ in lost.values()),
+            unusable_bytes=sum(size for _, size in lost.values()),
+            volumes=tuple(sorted(names.values())),
+            unusable=tuple(
+                MissingVolume(names.get(key, f"{key:#x}"), writes, size) for key, (writes, size) in sorted(lost.items())
+            ),
+        )
+
+    def _rpo_s(self, groups: tuple[TakeoverGroup, ...]) -> float | None:
+        """Seconds between the newest the primary told of and what is in the image, rounded up to ms.
+
+        By write time; where that can stand still (source ``host``) by the primary's clock, if that says more.
+        """
+        if any(pair.record.time_source == "sequence" for pair in self._pairs):
+            return None
+        if all(group.missing_writes == 0 and group.unusable_writes == 0 for group in groups):
+            return 0.0
+        known = [group.primary_time for group in groups if group.primary_time is not None]
+        if len(known) < len(groups):
+            return None
+        behind = []
+        for group in groups:
+            if group.missing_writes or group.unusable_writes:
+                pair = self._by_group[group.group]
+                by_time, heard = max(known) - group.cut_time, pair.receiver.heard
+                stands_still = pair.record.time_source == "host" or by_time <= 0
+                if stands_still and heard is not None and heard.image_wall is not None:
+                    by_time = max(by_time, heard.wall - heard.image_wall)
+                behind.append(by_time)
+        return math.ceil(max(behind) / 1e6) / 1e3 if max(behind) > 0 else None
+
+    def _warnings(self) -> list[str]:
+        found = []
+        for pair in self._pairs:
+            name, record = pair.group.name, pair.record
+            if pair.receiver.connected:
+                found.append(f"group {name}: {record.peer} is connected and still takes writes; stop its hosts first")
+            if record.in_doubt:
+                found.append(
+                    f"group {name}: this machine restarted since the last contact with {record.peer};"
+                    " acknowledged writes may be missing"
+                )
+            if not record.generation:
+                found.append(f"group {name}: {record.peer} was never reached; its volumes are empty")
+            if record.state in (PairState.PSUE, PairState.PSUS):
+                found.append(f"group {name}: the pair is {record.state.value} ({record.reason}); its image is old")
+            if pair.group.describe_fault() is not None and pair.group.role is Role.SECONDARY:
+                found.append(f"group {name}: {pair.group.describe_fault()}")
+        return found
 
     # ---- doing it ----------------------------------------------------------------------
 
@@ -112,8 +278,8 @@ class Takeover:
                 if pair.record.state is not PairState.SSWS:
                     pair.start()
             raise
-        cut = Cut(intent["cut_time"], intent["cuts"], [(name, seq) for name, seq in intent["steps"]])
-        described = self._describe(cut)
+        cut = _Cut(intent["cut_time"], intent["cuts"], [(name, seq) for name, seq in intent["steps"]])
+        described = self._report(cut)
         await self._apply(cut)
         clock.end("apply")
         await self._promote(cut, intent["generations"])
@@ -155,7 +321,7 @@ class Takeover:
         self._context.report("takeover-decided", {"domain": self._domain.name, "cuts": cut.seqs, "time": cut.time})
         return intent
 
-    async def _apply(self, cut: Cut) -> None:
+    async def _apply(self, cut: _Cut) -> None:
         """Make everything up to the cut visible, leaving the loop free in between; readers see all of it or nothing.
 
         When it fails half way the volumes stay closed to readers until the takeover is finished.
@@ -185,7 +351,7 @@ class Takeover:
         for volume in self._volumes():
             volume.close_reads()
 
-    async def _promote(self, cut: Cut, generations: dict[str, int]) -> None:
+    async def _promote(self, cut: _Cut, generations: dict[str, int]) -> None:
         storage = self._context.storage
         waiting = [pair for pair in self._pairs if pair.group.role is Role.SECONDARY]
         restarts = [
@@ -205,7 +371,7 @@ class Takeover:
             if pair.record.spec.mode == "sync":
                 await self._promote_in_place(pair, cut)
 
-    async def _promote_in_place(self, pair: SecondaryPair, cut: Cut) -> None:
+    async def _promote_in_place(self, pair: SecondaryPair, cut: _Cut) -> None:
         """A synchronous secondary numbers its own records: its journal goes on, and so do those who pull it."""
         group = pair.group
         if pair.record.in_doubt and cut.seqs[group.name] < group.last_seq:
@@ -217,7 +383,7 @@ class Takeover:
             group.apply_through(group.last_seq)
             await self._context.storage.change_role(group, Role.PRIMARY)
 
-    def _finish(self, cut: Cut, generations: dict[str, int], report: TakeoverReport) -> None:
+    def _finish(self, cut: _Cut, generations: dict[str, int], report: TakeoverReport) -> None:
         context = self._context
         for pair in self._pairs:
             if pair.record.state is PairState.SSWS:
@@ -267,6 +433,20 @@ class _Phases:
 def is_undecided(document: dict[str, Any]) -> bool:
     """Whether a kept takeover was decided and not finished."""
     return document.get("report") is None
+
+
+def read_report(document: dict[str, Any]) -> TakeoverReport:
+    """Return a kept report."""
+    values = dict(document)
+    groups = []
+    for item in values["groups"]:
+        group = dict(item)
+        group["volumes"] = tuple(group["volumes"])
+        group["unusable"] = tuple(MissingVolume(**volume) for volume in group["unusable"])
+        groups.append(TakeoverGroup(**group))
+    values["groups"] = tuple(groups)
+    values["warnings"] = tuple(values["warnings"])
+    return TakeoverReport(**values)
 
 
 def refuse_during_takeover(document: dict[str, Any] | None, domain: str) -> None:
