@@ -60,7 +60,7 @@ def _show(answer: TakeoverAnswer) -> None:
         [
             ("takeover", f"domain {answer.domain}; {what}"),
             ("image", f"{verb} consistent up to write time {output.write_time(answer.cut_time)}"),
-            ("missing (RPO)", _missing(answer)),
+            ("missing (RPO)", f"{output.seconds(answer.rpo_s)} of the primary's writes"),
             ("held back by", _holder(answer)),
         ]
     )
@@ -73,16 +73,6 @@ def _show(answer: TakeoverAnswer) -> None:
         output.print_line("\narrived, and cannot be used because something older is missing:")
         output.print_table(output.table("", ("volume", "writes", "bytes"), lost, right=("writes", "bytes")))
     output.warn(answer.warnings)
-
-
-def _missing(answer: TakeoverAnswer) -> str:
-    if answer.rpo_s is None:
-        return output.UNKNOWN
-    text = f"{output.seconds(answer.rpo_s)} of the primary's writes"
-    if answer.rpo_exact:
-        return text
-    ages = [group.primary_age_s for group in answer.groups if group.primary_age_s is not None]
-    return f"at least {text}" + (f", as known {output.seconds(max(ages))} ago" if ages else "")
 
 
 def _holder(answer: TakeoverAnswer) -> str:

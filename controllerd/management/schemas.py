@@ -367,10 +367,8 @@ class TakeoverGroup(Answer):
     cut_time: int
     primary_seq: int | None = Field(None, description="Newest record the primary told of.")
     primary_time: int | None = None
-    primary_age_s: float | None = Field(None, description="How long ago it was heard last.")
-    missing_writes: int | None = Field(
-        None, description="Records of the primary that are known and never arrived; None: not known."
-    )
+    primary_age_s: float | None = Field(None, description="How long ago it told.")
+    missing_writes: int | None = Field(None, description="Records of the primary that never arrived; None: not known.")
     missing_bytes: int | None = None
     unusable_writes: int = Field(0, description="Records that arrived behind the cut.")
     unusable_bytes: int = 0
@@ -384,13 +382,7 @@ class TakeoverAnswer(Answer):
     domain: str
     preview: bool
     cut_time: int = Field(description="Everything older than this write time is in the image.")
-    rpo_s: float | None = Field(
-        None, description="Seconds of the primary's writes that are known to be missing; None: not known."
-    )
-    rpo_exact: bool = Field(
-        False,
-        description="Whether nothing else can be missing; else the primary may have written more since it was heard.",
-    )
+    rpo_s: float | None = Field(None, description="Seconds of the primary's writes that are missing; None: not known.")
     rto_s: float | None = Field(None, description="How long the takeover took; None in a preview.")
     phases_s: dict[str, float] = Field(default={}, description="What took how long.")
     holder: str | None = Field(None, description="Group that holds the consistency line back.")

@@ -24,7 +24,6 @@ from controllerd.replication.applier import DomainApplier
 from controllerd.replication.checks import check_create
 from controllerd.replication.context import Context
 from controllerd.replication.frames import Frame, FrameError, FrameType
-from controllerd.replication.heard import HeardKeeper
 from controllerd.replication.intake import SyncIntake
 from controllerd.replication.links import Acceptor, Link
 from controllerd.replication.messages import Fence, Notice, Pull, Refuse, RefuseCode
@@ -61,7 +60,6 @@ class PairManager:
         self.domains: dict[str, DomainApplier] = {}
         self._acceptor = Acceptor(settings, self._request)
         self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
-        self._heard = HeardKeeper(self.context, self.secondaries.values)
         self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
 
@@ -92,7 +90,6 @@ class PairManager:
                 self._add_primary(record, group).start(created=False)
             else:
                 self._add_secondary(record, group)
-        self._heard.load()
         storage.catalogue.put_fact(RUN_FACT, settings.boot)
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
@@ -120,7 +117,6 @@ class PairManager:
             if not self._taking_over(pair.record.spec.domain):
                 pair.start()
         self._timer = asyncio.get_running_loop().create_task(self._run_timer(), name="replication timer")
-        self._heard.start()
 
     @staticmethod
     def _join_domain(pair: SecondaryPair) -> None:
@@ -143,7 +139,6 @@ class PairManager:
             timer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await timer
-        await self._heard.stop()
         for domain in self.domains.values():
             domain.freeze()
         for secondary in self.secondaries.values():
@@ -177,7 +172,7 @@ class PairManager:
                 report=self.context.report,
                 clock=self.context.clock,
             )
-        pair = SecondaryPair(record, group, domain, self.context, on_lost=self._heard.poke)
+        pair = SecondaryPair(record, group, domain, self.context)
         self.secondaries[record.spec.identity] = pair
         return pair
 
@@ -315,7 +310,6 @@ class PairManager:
                     last_time=group.last_time,
                 )
         # Last: after a crash before this the order can simply be given again.
-        self._heard.forget(record.spec.identity)
         storage.catalogue.delete_document(TABLE, record.spec.identity)
         del self.secondaries[record.spec.identity]
         if not pair.domain.groups:

@@ -24,7 +24,6 @@ from controllerd.model.errors import Corrupt, RemoteCopyError, Unreachable
 from controllerd.model.lag import LagClock
 from controllerd.replication.backoff import Backoff
 from controllerd.replication.frames import Frame, FrameError, FrameType
-from controllerd.replication.heard import Heard
 from controllerd.replication.intake import Intake
 from controllerd.replication.links import Link, dial
 from controllerd.replication.messages import (
@@ -97,8 +96,6 @@ class Receiver:
         self.last_contact: int | None = None
         self.beat: Heartbeat | None = None
         """Newest heartbeat of the primary, of this session or an earlier one."""
-        self._beat_at = 0
-        self._remembered: Heard | None = None
         self.goal = 0
         """The primary's last number when the session began."""
         self.reason = "not connected yet"
@@ -276,7 +273,6 @@ class Receiver:
     def _message(self, link: Link, frame: Frame) -> None:
         if frame.type == FrameType.HEARTBEAT:
             self.beat = beat = decode_heartbeat_untrusted(frame.payload)
-            self._beat_at = self._clock()
             self.lag.heartbeat(beat.last_seq, beat.wall_ns, asyncio.get_running_loop().time())
         elif frame.type == FrameType.SYNC:
             self.intake.sync()
@@ -353,35 +349,14 @@ class Receiver:
 
     # ---- what is missing -------------------------------------------------------------
 
-    def remember(self, heard: Heard) -> None:
-        """Take what an earlier run of this controller heard; it counts until the primary is heard again."""
-        self._remembered = heard
-        self.last_contact = heard.at
-
-    @property
-    def heard(self) -> Heard | None:
-        """What the primary told last, in this run or one before; None: nothing."""
-        beat, before = self.beat, self._remembered
-        if beat is None:
-            return before
-        at = max(self._beat_at, self.last_contact or 0)
-        image_wall = self.lag.consistent_wall_ns
-        if image_wall is None and before is not None:
-            image_wall = before.image_wall
-        size = beat.bytes_total - self._bytes_base - self.intake.journaled_bytes
-        wall = beat.wall_ns + at - self._beat_at
-        return Heard(self._generation, beat.last_seq, beat.last_time, wall, at, max(0, size), image_wall)
-
     def missing(self) -> tuple[int, int] | None:
-        """(records, bytes) that the primary is known to have had and this side has not; None: not known.
-
-        There may be more of which nothing was heard.
-        """
-        heard = self.heard
-        if heard is None:
+        """(records, bytes) that the primary had at its last heartbeat and this side has not; None: not known."""
+        beat = self.beat
+        if beat is None:
             return None
-        records = max(0, heard.seq - (self.intake.next_seq - 1))
-        return records, heard.missing_bytes if records else 0
+        records = max(0, beat.last_seq - (self.intake.next_seq - 1))
+        size = beat.bytes_total - self._bytes_base - self.intake.journaled_bytes
+        return records, max(0, size) if records else 0
 
 
 def _ignore(link: Link, reason: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
 from controllerd.model.apply_plan import Mode, Pending
 from controllerd.model.errors import RemoteCopyError
@@ -31,24 +30,15 @@ _FAILURES = {RefuseCode.DIVERGED, RefuseCode.TRIMMED, RefuseCode.WRONG_GENERATIO
 
 
 class SecondaryPair:
-    """One pair whose S-VOLs are here, in apply domain ``domain``. ``on_lost``: called when a connection ends."""
+    """One pair whose S-VOLs are here, in apply domain ``domain``."""
 
-    def __init__(
-        self,
-        record: PairRecord,
-        group: Group,
-        domain: DomainApplier,
-        context: Context,
-        *,
-        on_lost: Callable[[], None],
-    ) -> None:
+    def __init__(self, record: PairRecord, group: Group, domain: DomainApplier, context: Context) -> None:
         self.record = record
         self.group = group
         self.domain = domain
         self.stall: str | None = None
         """Why nothing that arrives can be journaled, for people."""
         self._context = context
-        self._on_lost = on_lost
         self._told = False
         self._connected = False
         self._fencing: asyncio.Task[None] | None = None
@@ -179,7 +169,6 @@ class SecondaryPair:
             self._context.report("pair-connected", {**facts, "next": self.intake.next_seq, "in_doubt": record.in_doubt})
         else:
             self._context.report("pair-disconnected", {**facts, "reason": self.receiver.reason})
-            self._on_lost()
 
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":

@@ -111,7 +111,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
 def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
     """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
-    heard = receiver.heard
+    beat = receiver.beat
     now_s = asyncio.get_running_loop().time()
     lag_s = receiver.lag.lag_seconds(now_s)
     missing = receiver.missing()
@@ -133,7 +133,7 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         last_contact=receiver.last_contact,
         link_reason="" if receiver.connected or taken_over else receiver.reason,
         blocked=pair.stall is not None,
-        written=Position() if heard is None else Position(heard.seq, heard.time),
+        written=Position(beat.last_seq, beat.last_time) if beat is not None else Position(),
         transferred=Position(intake.next_seq - 1),
         arrived=Position(intake.next_seq - 1, group.last_time),
         durable=Position(intake.durable_seq),

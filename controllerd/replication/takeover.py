@@ -18,7 +18,6 @@ Source: RC ¶45, ¶59-61; spec §5.1, §7.6; invariants I1, I3, I5, I16, I20.
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -52,10 +51,9 @@ class MissingVolume:
 class TakeoverGroup:
     """What a takeover gives or gave for one group.
 
-    ``primary_seq`` and ``primary_time`` are the newest the primary told of (to an earlier run of
-    this controller, too), ``primary_age_s`` how long ago; ``missing_writes`` and ``missing_bytes``
-    what of that never arrived, and there may be more; ``unusable`` what arrived behind the cut.
-    None: not known here.
+    ``primary_seq`` and ``primary_time`` are the newest the primary told of, ``primary_age_s``
+    how long ago; ``missing_writes`` and ``missing_bytes`` what of that never arrived;
+    ``unusable`` what arrived behind the cut. None: not known here.
     """
 
     pair_id: str
@@ -79,18 +77,12 @@ class TakeoverGroup:
 
 @dataclass(frozen=True, slots=True)
 class TakeoverReport:
-    """A takeover, or a preview of one. ``rto_s``: its duration.
-
-    ``rpo_s``: seconds of the primary's writes that are known to be missing, never less; None: not
-    known. With ``rpo_exact`` nothing else can be missing; else the primary may have written more
-    since it was heard last.
-    """
+    """A takeover, or a preview of one. ``rpo_s``: seconds of write time that are missing; ``rto_s``: its duration."""
 
     domain: str
     preview: bool
     cut_time: int
     rpo_s: float | None
-    rpo_exact: bool
     rto_s: float | None
     phases_s: dict[str, float]
     holder: str | None
@@ -156,9 +148,6 @@ class Takeover:
             preview=rto_s is None,
             cut_time=cut.time,
             rpo_s=self._rpo_s(groups),
-            rpo_exact=all(
-                pair.record.spec.mode == "sync" and pair.active and not pair.record.in_doubt for pair in self._pairs
-            ),
             rto_s=rto_s,
             phases_s=phases or {},
             holder=None if holder is None else holder.group,
@@ -179,8 +168,9 @@ class Takeover:
             elif entry.kind in _DATA_KINDS:
                 writes, size = lost.get(entry.volume, (0, 0))
                 lost[entry.volume] = (writes + 1, size + entry.length)
-        heard = pair.receiver.heard
+        beat = pair.receiver.beat
         missing = pair.receiver.missing()
+        contact = pair.receiver.last_contact
         return TakeoverGroup(
             pair_id=record.spec.identity,
             group=group.name,
@@ -190,9 +180,9 @@ class Takeover:
             state=record.state.value,
             cut_seq=cut_seq,
             cut_time=cut_time,
-            primary_seq=None if heard is None else heard.seq,
-            primary_time=None if heard is None else heard.time,
-            primary_age_s=None if heard is None else max(0.0, (self._context.clock() - heard.at) / 1e9),
+            primary_seq=None if beat is None else beat.last_seq,
+            primary_time=None if beat is None else beat.last_time,
+            primary_age_s=None if contact is None else max(0.0, (self._context.clock() - contact) / 1e9),
             missing_writes=None if missing is None else missing[0],
             missing_bytes=None if missing is None else missing[1],
             unusable_writes=sum(writes for writes, _ in lost.values()),
@@ -204,10 +194,7 @@ class Takeover:
         )
 
     def _rpo_s(self, groups: tuple[TakeoverGroup, ...]) -> float | None:
-        """Seconds between the newest the primary told of and what is in the image, rounded up to ms.
-
-        By write time; where that can stand still (source ``host``) by the primary's clock, if that says more.
-        """
+        """Seconds of write time between the newest the primary told of and what is in the image."""
         if any(pair.record.time_source == "sequence" for pair in self._pairs):
             return None
         if all(group.missing_writes == 0 and group.unusable_writes == 0 for group in groups):
@@ -215,16 +202,8 @@ class Takeover:
         known = [group.primary_time for group in groups if group.primary_time is not None]
         if len(known) < len(groups):
             return None
-        behind = []
-        for group in groups:
-            if group.missing_writes or group.unusable_writes:
-                pair = self._by_group[group.group]
-                by_time, heard = max(known) - group.cut_time, pair.receiver.heard
-                stands_still = pair.record.time_source == "host" or by_time <= 0
-                if stands_still and heard is not None and heard.image_wall is not None:
-                    by_time = max(by_time, heard.wall - heard.image_wall)
-                behind.append(by_time)
-        return math.ceil(max(behind) / 1e6) / 1e3 if max(behind) > 0 else None
+        oldest = min(group.cut_time for group in groups if group.missing_writes or group.unusable_writes)
+        return max(0.0, (max(known) - oldest) / 1e9)
 
     def _warnings(self) -> list[str]:
         found = []

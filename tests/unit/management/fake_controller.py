@@ -128,7 +128,6 @@ class FakePairs:
             preview=preview,
             cut_time=NOW,
             rpo_s=0.25,
-            rpo_exact=False,
             rto_s=None if preview else 0.5,
             holder="g1",
             holder_why="no connection",
