@@ -69,9 +69,12 @@ class PairRecord:
         start_seq, base_time: the primary's last number and write time when the pair began.
         runs: at the secondary, (first number, incarnation) of what it journaled, newest last.
         since: wall-clock ns of the last change of ``state`` or ``reason``.
+        created: wall-clock ns of the order that made the pair.
         prepared: every change of volumes and groups that create or delete makes is done.
         in_doubt: synchronous secondary: the machine restarted, so acknowledged records may be
             lost here; cleared when the primary has sent everything again.
+        adrift_time: synchronous secondary that gives itself ticks, because the primary is not
+            heard: the last write time it had before; 0: it has everything of the primary.
         peer_deleted: the other side has deleted the pair.
         fence: at a secondary taken over: what the old primary has to be told, None when it knows.
     """
@@ -80,6 +83,7 @@ class PairRecord:
     role: Role
     state: PairState
     since: int
+    created: int
     reason: str = ""
     generation: int = 0
     start_seq: int = 0
@@ -88,7 +92,7 @@ class PairRecord:
     runs: list[tuple[int, int]] = field(default_factory=list)
     prepared: bool = False
     in_doubt: bool = False
-    boot: str = ""
+    adrift_time: int = 0
     peer_deleted: bool = False
     fence: dict[str, Any] | None = None
 

@@ -23,7 +23,7 @@ from controllerd.replication.links import Link
 from controllerd.replication.messages import Accept, Ack, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.mirror import Mirror
 from controllerd.replication.pair_record import PairRecord
-from controllerd.replication.sender import Sender
+from controllerd.replication.sender import Sender, Source
 from controllerd.storage.group import Group
 
 CONNECTIONS_MAX: Final = 64
@@ -31,7 +31,10 @@ _WHY: Final = {PairEvent.SPLIT: "suspend", PairEvent.SPLIT_FORCED: "suspend", Pa
 
 
 class PrimaryPair:
-    """One pair whose P-VOLs are here. ``on_sync_loss`` suspends all synchronous pairs of the domain together."""
+    """One pair whose P-VOLs are here. ``on_sync_loss`` suspends all synchronous pairs of the domain together.
+
+    ``source`` says how old the group's content is, if it is the secondary of another pair.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class PrimaryPair:
         group: Group,
         context: Context,
         *,
+        source: Callable[[], Source],
         on_sync_loss: Callable[[PrimaryPair, str], None],
         on_fenced: Callable[[PrimaryPair, str], None],
     ) -> None:
@@ -48,7 +52,7 @@ class PrimaryPair:
         self._on_fenced = on_fenced
         settings = context.settings
         self.sender = Sender(
-            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s)
+            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s), source
         )
         self.mirror: Mirror | None = None
         if record.spec.mode == "sync":

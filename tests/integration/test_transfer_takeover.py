@@ -118,8 +118,8 @@ async def test_missing_writes_and_bytes_are_known_from_the_last_heartbeat(duo: D
     for index in range(5):
         a.put("v", 100 + index, b"missing")
     last = a.group("g").last_seq
-    receiver = b.pairs.secondaries[identity].receiver
-    await until(lambda: receiver.beat is not None and receiver.beat.last_seq >= last)
+    contact = b.pairs.secondaries[identity].contact
+    await until(lambda: contact.beat is not None and contact.beat.last_seq >= last)
     group = next(group for group in b.pairs.preview().groups if group.group == "g")
     assert group.missing_writes is not None
     assert group.missing_writes >= 5
@@ -245,7 +245,7 @@ async def test_takeover_in_the_middle_of_a_cascade_keeps_the_last_leg_running(tm
     generation = a.group("g").generation
     await c.crash()
     report = await a.pairs.takeover()
-    assert report.rpo_s == 0.0
+    assert report.rpo_known_s == 0.0
     assert await check_prefix(a, 60) == 40
     sessions = b.pairs.secondaries["A:g-B:g"].receiver.sessions
     await write_some(a, 20, 40)
