@@ -110,6 +110,13 @@ def wall_time(value: int | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}.{value // 1000 % 1_000_000:06d}"
 
 
+def moment(value: int) -> str:
+    """Wall-clock ns as local time of day to the millisecond; with the date when that is not today."""
+    text = wall_time(value)
+    day, _, time = text.partition(" ")
+    return text[:-3] if day != f"{datetime.now().astimezone():%Y-%m-%d}" else time[:-3]
+
+
 def seconds(value: float | None) -> str:
     """A duration."""
     if value is None:
