@@ -336,6 +336,10 @@ class PairStatus(Answer):
         None, description="Secondary: wall-clock ns since when nothing is known here of what the hosts wrote."
     )
     unheard_why: str = Field("", description="Why that is so; empty while the primary, and its own one, are heard.")
+    diverged_writes: int | None = Field(
+        None, description="After a takeover: writes of the old primary that the new one does not have."
+    )
+    diverged_bytes: int | None = None
     holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
     holder_since: int | None = Field(None, description="Wall-clock ns since when it holds it.")
     holder_why: str | None = None

@@ -184,10 +184,12 @@ class Fence(_Json):
 
 @dataclass(frozen=True, slots=True)
 class Fenced(_Json):
-    """The fence stands, durably."""
+    """The fence stands, durably. ``writes`` of ``bytes`` that hosts made here lie behind the cut (I13)."""
 
     frame: ClassVar[FrameType] = FrameType.FENCED
     pair: str
+    writes: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from controllerd.model.errors import Corrupt
 from controllerd.model.pair_state import PairState, Role
+from controllerd.units import format_size
 
 TABLE: Final = "group_pairs"
 RUNS_KEPT: Final = 16
@@ -76,6 +77,8 @@ class PairRecord:
         adrift_time: synchronous secondary that gives itself ticks, because the primary is not
             heard: the last write time it had before; 0: it has everything of the primary.
         peer_deleted: the other side has deleted the pair.
+        diverged: once the old primary is fenced: ``cut_seq`` and ``last_seq`` (last acknowledged),
+            and the ``writes`` and ``bytes`` in between, which the secondary does not have.
         fence: at a secondary taken over: what the old primary has to be told, None when it knows.
     """
 
@@ -95,6 +98,7 @@ class PairRecord:
     adrift_time: int = 0
     peer_deleted: bool = False
     fence: dict[str, Any] | None = None
+    diverged: dict[str, int] | None = None
 
     @property
     def peer(self) -> str:
@@ -117,6 +121,16 @@ class PairRecord:
         for first, incarnation in self.runs:
             if first <= sequence:
                 found = incarnation
+        return found
+
+    def note_divergence(self, writes: int, size: int) -> str:
+        """Keep what the old primary has behind the cut; returns it for people, "" if there is nothing (I13)."""
+        assert self.diverged is not None
+        self.diverged.update(writes=writes, bytes=size)
+        if not writes:
+            return ""
+        found = f"diverged: {writes} writes, {format_size(size)} behind record {self.diverged['cut_seq']}"
+        self.reason += f"; {found} at {self.spec.primary_controller} are not at {self.spec.secondary_controller}"
         return found
 
     def note_run(self, first: int, incarnation: int) -> bool:

@@ -481,6 +481,7 @@ class PairManager:
                 pair.record.fence = {
                     "generation": fenced.group.generation, "cut_seq": pair.intake.received_seq, "reason": reason,
                 }  # fmt: skip
+                pair.record.diverged = {"cut_seq": pair.intake.received_seq, "last_seq": pair.intake.received_seq}
                 self.context.save(pair.record)
                 if pair.active:
                     pair.suspend(PairEvent.FAIL, reason)

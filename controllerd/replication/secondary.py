@@ -22,7 +22,7 @@ from controllerd.replication.context import Context, is_active
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
 from controllerd.replication.links import Link, dial
-from controllerd.replication.messages import Accept, Fence, Notice, Refuse, RefuseCode
+from controllerd.replication.messages import Accept, Fence, Fenced, Notice, Refuse, RefuseCode
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.receiver import PullFacts, Receiver
 from controllerd.replication.sender import Source
@@ -300,14 +300,25 @@ class SecondaryPair:
         while True:
             try:
                 answer = await self._send_fence(order)
-                if answer.type == FrameType.FENCED or _is_unknown(answer):
-                    break
+                if answer.type == FrameType.FENCED:
+                    return self._fence_told(Fenced.decode_untrusted(answer.payload))
+                if _is_unknown(answer):
+                    return self._fence_told(None)
             except (RemoteCopyError, FrameError):
                 pass  # not reached: that is why there was a takeover; try again
             await asyncio.sleep(backoff.next_s())
+
+    def _fence_told(self, fenced: Fenced | None) -> None:
+        """The old primary takes no more writes; ``fenced``: what it has behind the cut, None: it has no pair."""
+        record = self.record
         record.fence = None
+        diverged = record.note_divergence(fenced.writes, fenced.bytes) if fenced is not None else ""
         self._context.save(record)
-        self._context.report("primary-fenced", {"pair": record.spec.identity, "peer": record.peer})
+        facts: dict[str, object] = {"pair": record.spec.identity, "peer": record.peer}
+        self._context.report("primary-fenced", facts)
+        if fenced is not None and diverged:
+            facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": fenced.bytes, "reason": diverged}
+            self._context.report("pair-diverged", facts)
 
     async def _send_fence(self, order: Fence) -> Frame:
         """Send the fence and return the answer.

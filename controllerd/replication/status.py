@@ -38,6 +38,8 @@ class PairStatus:
         lag_bytes: bytes of records that are not applied.
         unknown_since: secondary: since when nothing is known of what the hosts wrote;
             ``unheard_why``: why that is so, "" while the primary is heard.
+        diverged_writes, diverged_bytes: after a takeover, what the old primary has behind the
+            cut; None: there was none, or the old primary was not reached yet.
         holder: the group that holds the apply domain's line, or whose path is cut, since
             when and why.
     """
@@ -70,6 +72,8 @@ class PairStatus:
     cut_time: int | None
     unknown_since: int | None
     unheard_why: str
+    diverged_writes: int | None
+    diverged_bytes: int | None
     holder: str | None
     holder_since: int | None
     holder_why: str | None
@@ -110,6 +114,8 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         cut_time=None,
         unknown_since=None,
         unheard_why="",
+        diverged_writes=(record.diverged or {}).get("writes"),
+        diverged_bytes=(record.diverged or {}).get("bytes"),
         holder=record.group if cut else None,
         holder_since=(sender.last_contact or record.since) if cut else None,
         holder_why=f"no connection from {record.peer}: {sender.reason}" if cut else None,
@@ -155,6 +161,8 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         cut_time=None if taken_over else pair.known_time(pair.domain.cut_time),
         unknown_since=None if taken_over else pair.contact.unknown_since,
         unheard_why=unheard[group.name],
+        diverged_writes=(record.diverged or {}).get("writes"),
+        diverged_bytes=(record.diverged or {}).get("bytes"),
         holder=None if held is None else held.group,
         holder_since=None if held is None else held.since,
         holder_why=None if held is None else held.why,

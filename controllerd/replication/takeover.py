@@ -24,7 +24,7 @@ from typing import Any, Final
 from controllerd.model.apply_plan import FinalPlan
 from controllerd.model.errors import Busy, NotFound
 from controllerd.model.pair_state import PairEvent, PairState, Role, next_state
-from controllerd.model.records import Kind
+from controllerd.model.records import DATA_KINDS
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.context import Context
 from controllerd.replication.secondary import SecondaryPair
@@ -33,7 +33,6 @@ from controllerd.storage.system import Restart
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
-_DATA_KINDS: Final = frozenset({int(Kind.WRITE), int(Kind.ZEROES), int(Kind.TRIM)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +183,7 @@ class Takeover:
         for entry in group.pending:
             if entry.sequence <= cut_seq:
                 cut_time = entry.time
-            elif entry.kind in _DATA_KINDS:
+            elif entry.kind in DATA_KINDS:
                 writes, size = lost.get(entry.volume, (0, 0))
                 lost[entry.volume] = (writes + 1, size + entry.length)
         contact = pair.contact
@@ -374,6 +373,7 @@ class Takeover:
             pair.record.fence = {
                 "generation": generations[pair.group.name], "cut_seq": cut_seq, "reason": "takeover by order",
             }  # fmt: skip
+            pair.record.diverged = {"cut_seq": cut_seq, "last_seq": cut_seq}
             context.move(pair.record, PairEvent.TAKEOVER, f"taken over at record {cut_seq}")
             self._domain.remove(pair.group.name)
             pair.intake.close()

@@ -265,6 +265,38 @@ async def test_takeover_in_the_middle_of_a_cascade_keeps_the_last_leg_running(tm
         await site.stop()
 
 
+@pytest.mark.parametrize("behind", [0, 3])
+async def test_writes_of_the_old_primary_behind_the_cut_are_named_on_both_sides(duo: Duo, behind: int) -> None:
+    a, b = duo.a, duo.b
+    await write_some(a, 10)
+    await caught_up(a, b, "g", "h")
+    duo.proxy.refusing = True
+    duo.proxy.cut()
+    for index in range(behind):
+        await a.write("v", 500 + index, b"only here")
+    report = await b.pairs.takeover()
+    await b.write("v", 0, b"new")
+    cut = {group.group: group.cut_seq for group in report.groups}
+    duo.proxy.refusing = False
+    fenced = b.pairs.secondaries
+    await until(lambda: all(pair.record.fence is None for pair in fenced.values()), a, b)
+    for site, role in ((a, "primary"), (b, "secondary")):
+        for _ in range(2):
+            status = next(status for status in site.pairs.status() if (status.group, status.role) == ("g", role))
+            assert status.state == PairState.SSWS
+            assert status.diverged_writes == behind
+            if behind:
+                assert status.diverged_bytes == behind * 4096
+                assert f"diverged: {behind} writes, 12 KiB behind record {cut['g']}" in status.reason
+            else:
+                assert "diverged" not in status.reason
+            assert sum(facts.get("writes") == behind for event, facts in site.events if event == "pair-diverged") == (
+                1 if behind else 0
+            )
+            await site.crash()
+            await site.start()
+
+
 async def test_sync_takeover_after_a_reboot_does_not_trust_what_was_not_synced(tmp_path: Path) -> None:
     duo = await Duo(tmp_path, boot="one").start(mode="sync")
     a, b = duo.a, duo.b

@@ -54,8 +54,8 @@ def test_message_with_a_missing_or_wrong_field_is_refused(kind: Any) -> None:
 
 
 def test_field_of_a_newer_version_is_ignored() -> None:
-    document = {"pair": "p", "something": [1, 2]}
-    assert Fenced.decode_untrusted(memoryview(json.dumps(document).encode())) == Fenced("p")
+    document = {"event": "fail", "reason": "r", "something": [1, 2]}
+    assert Notice.decode_untrusted(memoryview(json.dumps(document).encode())) == Notice("fail", "r")
 
 
 @given(st.binary(max_size=300))
