@@ -343,10 +343,25 @@ class PairManager:
         Raises:
             NotFound: the domain has no secondary group here.
             BadOrder: a pair is in a state that does not allow it.
+            Conflict: the copy of a group was taken over itself, at a site further on: hosts write there.
             StorageError: what arrived cannot be made durable or visible; repeat when it can.
         """
         async with self._orders:
-            return await self._takeover(domain).run()
+            takeover = self._takeover(domain)
+            self._check_further_on(domain)
+            return await takeover.run()
+
+    def _check_further_on(self, domain: str) -> None:
+        """Refuse to take over a group that has been fenced: its volumes could not be written (I16)."""
+        groups = {pair.group.name for pair in self.secondaries.values() if pair.record.spec.domain == domain}
+        for primary in self.primaries.values():
+            record = primary.record
+            if record.group in groups and record.state is PairState.SSWS:
+                raise Conflict(
+                    f"group {record.group}: {record.reason}; hosts write at {record.peer} now. To write here all the"
+                    f" same, delete pair {record.spec.identity} here first",
+                    group=record.group,
+                )
 
     def _takeover(self, name: str) -> Takeover:
         domain = self.domains.get(name)

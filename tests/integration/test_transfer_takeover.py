@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import NotFound, ReadOnly
+from controllerd.model.errors import Conflict, NotFound, ReadOnly
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.settings import Endpoint, PeerSettings
 from tests.integration.transfer_proxy import Proxy
@@ -295,6 +295,29 @@ async def test_writes_of_the_old_primary_behind_the_cut_are_named_on_both_sides(
             )
             await site.crash()
             await site.start()
+
+
+async def test_takeover_of_a_group_that_was_taken_over_further_on_is_refused(tmp_path: Path) -> None:
+    c, a, b = (Site(name, tmp_path / name) for name in "CAB")
+    for site in (c, a, b):
+        await site.start()
+        site.make({"g": ["v"]})
+    connect(c, a, b)
+    await pair(c, "g", a, mode="sync")
+    identity = await pair(a, "g", b)
+    await c.write("v", 0, b"x")
+    await caught_up(a, b, "g")
+    await c.crash()
+    await b.pairs.takeover()
+    await until(lambda: a.pairs.primaries[identity].record.state == PairState.SSWS, a, b)
+    with pytest.raises(Conflict, match="taken over by B"):
+        await a.pairs.takeover()
+    await a.pairs.delete(identity, force=True)
+    await a.pairs.takeover()
+    await a.write("v", 0, b"by order")
+    await c.start()
+    for site in (c, a, b):
+        await site.stop()
 
 
 async def test_sync_takeover_after_a_reboot_does_not_trust_what_was_not_synced(tmp_path: Path) -> None:
