@@ -60,7 +60,7 @@ class PairManager:
         self.primaries: dict[str, PrimaryPair] = {}
         self.secondaries: dict[str, SecondaryPair] = {}
         self.domains: dict[str, DomainApplier] = {}
-        self._acceptor = Acceptor(settings, self._request)
+        self._acceptor = Acceptor(settings, self._request, self._unproved)
         self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
         self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
@@ -463,6 +463,13 @@ class PairManager:
             raise FrameError(f"frame type {frame.type} where PULL or FENCE has to come")
         link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {name} here", "", 0).encode())
         link.close("unknown pair")
+
+    def _unproved(self, address: str, claimed: str, reason: str) -> None:
+        """Somebody who says it is controller ``claimed`` did not prove it."""
+        self.context.report("peer-refused", {"address": address, "claims": claimed, "reason": reason})
+        for pair in self.primaries.values():
+            if pair.record.peer == claimed and not pair.sender.connected:
+                pair.sender.reason = f"refused at {address}: {reason}"
 
     def _on_sync_loss(self, lost: PrimaryPair, reason: str) -> None:
         """The synchronous peer of one pair does not answer: all pairs of its domain go on, or stop, together.

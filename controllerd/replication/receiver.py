@@ -66,6 +66,9 @@ class ReceiverEvents(Protocol):
     def session_changed(self) -> None:
         """A session began or ended."""
 
+    def not_connected(self, reason: str) -> None:
+        """There is no session, for another reason than before."""
+
     def noticed(self, notice: Notice) -> None:
         """The primary changed the pair."""
 
@@ -164,7 +167,9 @@ class Receiver:
             try:
                 self.reason = await self._session(facts)
             except (RemoteCopyError, FrameError) as error:
-                self.reason = str(error)
+                if str(error) != self.reason:
+                    self.reason = str(error)
+                    self._events.not_connected(self.reason)
             finally:
                 self._events.session_changed()
             if self.intake.next_seq != before:

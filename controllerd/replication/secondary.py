@@ -177,6 +177,10 @@ class SecondaryPair:
         else:
             self._context.report("pair-disconnected", {**facts, "reason": self.receiver.reason})
 
+    def not_connected(self, reason: str) -> None:
+        facts: dict[str, object] = {"pair": self.record.spec.identity, "peer": self.record.peer}
+        self._context.report("pair-not-connected", {**facts, "reason": reason})
+
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":
             self.record.peer_deleted = True
