@@ -3,7 +3,8 @@
 Owns: options, exit codes, signals. Never: rules of the workloads.
 
 Exit codes: 0 done and good; 1 checked and not good; 2 wrong use, or volumes or record that cannot be used; 3 a path was
-lost, or the server refused a command, before the work was done.
+lost, or the server refused a command, before the work was done; 4 `check`: there is nothing to judge, because the
+volumes are empty or their format is not complete.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ T = TypeVar("T")
 EXIT_BAD = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3
+EXIT_EMPTY = 4
 
 app = typer.Typer(
     name="hostsim",
@@ -156,6 +158,8 @@ def check_command(
         render.show_report(_console(), report)
     if not report.consistent:
         raise typer.Exit(EXIT_BAD)
+    if not report.formatted:
+        raise typer.Exit(EXIT_EMPTY)
 
 
 async def _check(volumes: list[str], record: Path | None, lossless: bool) -> BankReport:
