@@ -31,6 +31,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 _BLOCKED: Final = {"primary": "hosts wait", "secondary": "no room for what arrives"}
 _NO_LAG: Final = frozenset({"SMPL", "SSWS"})
+_MIRRORED: Final = frozenset({"PAIR", "COPY"})
 _GOOD: Final = frozenset({"PAIR", "SMPL"})
 _Result = tuple[str, StatusAnswer | CliError]
 
@@ -140,7 +141,10 @@ def _row(name: str, answer: StatusAnswer, entry: PairStatus) -> Sequence[str | T
     peer = f"{entry.peer}:{entry.peer_group}" if entry.peer else output.UNKNOWN
     if entry.mode is not None:
         peer += f"\n{entry.mode}, {_link(entry, answer.now)}"
-    state = Text(entry.state, style="" if entry.state in _GOOD else "bold yellow")
+    cut = entry.connected is False and entry.state in _MIRRORED
+    state = Text(
+        f"{entry.state}, cut" if cut else entry.state, style="" if entry.state in _GOOD and not cut else "bold yellow"
+    )
     for remark in (entry.reason, entry.link_reason, _BLOCKED[entry.role] if entry.blocked else None):
         if remark:
             state.append(f"\n{remark}", style="not bold")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from controllerd.model.errors import Busy, Conflict, NoSpace, Unreachable
+from mgmtctl import pair_create
 from mgmtctl.errors import ExitCode
 from mgmtctl.main import main
 from tests.unit.management.api_thread import Served, served
@@ -267,6 +268,20 @@ def test_silent_port_is_a_time_out(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         code, _, err = run("--timeout", "0.2", "system", "show")
     assert code == ExitCode.TIMED_OUT
     assert "may still be under way" in err
+
+
+def test_pair_whose_sides_do_not_find_each_other_is_not_called_good(
+    run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_create, "CONNECT_LIMIT_S", 0.2)
+    for controller in sites.controllers.values():
+        controller.pairs.connected = False
+    primary(run)
+    code, out, err = pair(run)
+    assert (code, "created" in out) == (0, True)
+    assert "nothing is mirrored, not connected yet: B says: A at 127.0.0.1:2: Connection refused" in err
+    assert "not connected yet: A says: B at" in err
+    assert "PAIR, cut" in good(run, "status")
 
 
 def test_takeover_says_what_is_lost_and_does_it(run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch) -> None:

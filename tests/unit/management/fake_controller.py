@@ -38,6 +38,7 @@ class FakePairs:
         self.fail: RemoteCopyError | None = None
         self.orders: list[PairCreate] = []
         self.taken_over: list[str] = []
+        self.connected = True
 
     def _failing(self) -> None:
         if self.fail is not None:
@@ -90,7 +91,8 @@ class FakePairs:
             mode=order.mode,
             domain=order.domain,
             order=order.order,
-            connected=True,
+            connected=self.connected,
+            reason=None if self.connected else f"{order.peer} at 127.0.0.1:2: Connection refused",
             volumes=order.volumes,
         )
         self.known[key] = pair
