@@ -333,6 +333,18 @@ def test_status_shows_the_rest_when_one_does_not_answer(run: Run, tmp_path: Path
     assert [one["reachable"] for one in json.loads(out)["controllers"]] == [True, True, False]
 
 
+def test_status_on_a_narrow_terminal_breaks_no_cell(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    primary(run)
+    assert pair(run)[0] == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    out = good(run, "status", "--watch", "--interval", "0.1", "--count", "1")
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert "A:g1 primary of B:g1, async, connected" in lines
+    assert "  PAIR   lag 1.500 s, 4 KiB" in lines
+    assert "  held by group g2 for 2.000 s: no connection" in lines
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_status_watch_refreshes(run: Run) -> None:
     primary(run)
     out = good(run, "status", "--watch", "--interval", "0.1", "--count", "3", "--json")
