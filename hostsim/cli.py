@@ -32,6 +32,7 @@ T = TypeVar("T")
 EXIT_BAD = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3
+EXIT_EMPTY = 4
 _EPILOG = f"""Example: hostsim check --volume nbd://b/a1 --volume nbd://b/log --record acks.jsonl
 
 Exit codes:
@@ -39,6 +40,7 @@ Exit codes:
   {EXIT_BAD:3}  checked and not good
   {EXIT_USAGE:3}  wrong usage, or volumes or a record that cannot be used
   {EXIT_LOST:3}  a path was lost, or a command refused, before the work was done
+  {EXIT_EMPTY:3}  `check`: nothing to judge, because the volumes are empty or their format is not complete
 """
 
 app = typer.Typer(
@@ -162,6 +164,8 @@ def check_command(
         render.show_report(_console(), report)
     if not report.consistent:
         raise typer.Exit(EXIT_BAD)
+    if not report.formatted:
+        raise typer.Exit(EXIT_EMPTY)
 
 
 async def _check(volumes: list[str], record: Path | None, lossless: bool) -> BankReport:

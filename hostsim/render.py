@@ -50,7 +50,7 @@ def show_report(console: Console, report: BankReport) -> None:
     elif report.formatted:
         console.print("consistent", style="bold green")
     else:
-        console.print("consistent, and empty: not formatted yet", style="bold green")
+        console.print("NOTHING TO JUDGE: no bank is on these volumes, or its format is not complete", style="bold red")
 
 
 def _host_table(report: BankReport) -> Table:

@@ -31,7 +31,7 @@ def create(
     controller: ControllerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a group; what is not given comes from the section "defaults" of the controller's configuration."""
+    """Make a group; what is not given comes from the section 'defaults' of the controller's configuration."""
     owner, group = split_target(name, controller)
     order = build(GroupCreate, name=group, durability=durability, overflow=overflow, journal_bytes=journal_bytes)
     with session_of(context).client(owner) as client:

@@ -7,12 +7,12 @@ Never: mixes the two: with --json nothing but JSON goes to standard output.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -55,11 +55,21 @@ def table(
 
 def print_table(content: Table) -> None:
     """A table on standard output; without a terminal it is as wide as it needs to be."""
-    console = Console() if sys.stdout.isatty() else Console(width=400, force_terminal=False, color_system=None)
+    console = _console()
     if content.row_count:
         console.print(content, soft_wrap=not sys.stdout.isatty())
     else:
         console.print("none")
+
+
+def print_wide(render: Callable[[int], RenderableType]) -> None:
+    """On standard output what ``render`` makes for so many columns."""
+    console = _console()
+    console.print(render(console.width), soft_wrap=not sys.stdout.isatty())
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=400, force_terminal=False, color_system=None)
 
 
 def print_fields(pairs: Iterable[tuple[str, str]]) -> None:
@@ -108,6 +118,13 @@ def wall_time(value: int | None) -> str:
     except (OverflowError, ValueError, OSError):
         return str(value)
     return f"{moment:%Y-%m-%d %H:%M:%S}.{value // 1000 % 1_000_000:06d}"
+
+
+def moment(value: int) -> str:
+    """Wall-clock ns as local time of day to the millisecond; with the date when that is not today."""
+    text = wall_time(value)
+    day, _, time = text.partition(" ")
+    return text[:-3] if day != f"{datetime.now().astimezone():%Y-%m-%d}" else time[:-3]
 
 
 def seconds(value: float | None) -> str:

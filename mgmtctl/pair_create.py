@@ -10,9 +10,10 @@ Every step is idempotent: the same order again finds everything there.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -33,6 +34,10 @@ from controllerd.management.schemas import (
 from mgmtctl.client import Client
 from mgmtctl.errors import CliError, ExitCode
 from mgmtctl.requests import build
+
+CONNECT_LIMIT_S: Final = 5.0
+"""How long the two sides may take to find each other before the order says that they have not."""
+CONNECT_POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,21 @@ class _Run:
         self._progress.advance(task)
         primary_side = self._create_side(self._primary, role="primary", peer=second, volumes=matched)
         self._progress.advance(task)
-        return primary_side, secondary_side
+        return self._wait_connected(primary_side, secondary_side)
+
+    def _wait_connected(self, primary: PairAnswer, secondary: PairAnswer) -> tuple[PairAnswer, PairAnswer]:
+        """Both sides once they have found each other, or as they are when that takes too long."""
+        ends = time.monotonic() + CONNECT_LIMIT_S
+        while not (primary.connected and secondary.connected) and time.monotonic() < ends:
+            time.sleep(CONNECT_POLL_S)
+            primary = self._present(self._primary, primary)
+            secondary = self._present(self._secondary, secondary)
+        return primary, secondary
+
+    @staticmethod
+    def _present(client: Client, side: PairAnswer) -> PairAnswer:
+        sides = client.get(f"/v1/pairs/{side.group}", list[PairAnswer])
+        return next((found for found in sides if found.pair_id == side.pair_id), side)
 
     def _check_peer(self, here: SystemAnswer, there: SystemAnswer) -> None:
         if there.name not in {peer.name for peer in here.peers}:

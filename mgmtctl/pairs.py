@@ -115,6 +115,9 @@ def create(
     output.print_line(
         f"pair {primary} -> {secondary} created: {mode}, {output.counted(len(answers[0].volumes), 'volume')}"
     )
+    for name, side in ((secondary_name, answers[1]), (primary_name, answers[0])):
+        if not side.connected:
+            output.warn([f"nothing is mirrored, not connected yet: {name} says: {side.reason or 'no reason'}"])
 
 
 def _mapping(items: list[str]) -> dict[str, str]:

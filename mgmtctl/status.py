@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.console import Group as RichGroup
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -29,8 +30,11 @@ from mgmtctl.options import ControllersOption, JsonOption, session_of
 _COLUMNS: Final = (
     "group", "role", "peer", "state", "written", "transferred", "arrived", "applied", "lag", "lag (time)", "held by"
 )  # fmt: skip
+TABLE_WIDTH_MIN: Final = 200
+"""Columns of a terminal from which on the table is readable."""
 _BLOCKED: Final = {"primary": "hosts wait", "secondary": "no room for what arrives"}
 _NO_LAG: Final = frozenset({"SMPL", "SSWS"})
+_MIRRORED: Final = frozenset({"PAIR", "COPY"})
 _GOOD: Final = frozenset({"PAIR", "SMPL"})
 _Result = tuple[str, StatusAnswer | CliError]
 
@@ -88,14 +92,15 @@ def _watch_table(
     clients: Sequence[Client], pool: ThreadPoolExecutor, interval: float, count: int | None
 ) -> list[_Result]:
     results = list(pool.map(_ask, clients))
-    with Live(_render(results), console=Console(), auto_refresh=False, screen=False) as live:
+    console = Console()
+    with Live(_render(results, console.width), console=console, auto_refresh=False, screen=False) as live:
         while count is None or (count := count - 1) > 0:
             try:
                 time.sleep(interval)
                 results = list(pool.map(_ask, clients))
             except KeyboardInterrupt:
                 break
-            live.update(_render(results), refresh=True)
+            live.update(_render(results, console.width), refresh=True)
     return results
 
 
@@ -103,7 +108,7 @@ def _print_once(results: Sequence[_Result], as_json: bool) -> None:
     if as_json:
         output.print_json(_document(results))
         return
-    output.print_table(_render(results))
+    output.print_wide(lambda width: _render(results, width))
     for name, result in results:
         if isinstance(result, StatusAnswer):
             output.warn(f"{name}: {fault}" for fault in result.faults)
@@ -123,12 +128,16 @@ def _document(results: Sequence[_Result]) -> dict[str, Any]:
     return {"controllers": controllers}
 
 
-def _render(results: Sequence[_Result]) -> Table:
+def _render(results: Sequence[_Result], width: int) -> Table | RichGroup:
+    """One table, or a few lines per group where the table's cells would be broken."""
+    return _table(results) if width >= TABLE_WIDTH_MIN else RichGroup(*_blocks(results))
+
+
+def _table(results: Sequence[_Result]) -> Table:
     rows: list[Sequence[str | Text]] = []
     for name, result in results:
         if isinstance(result, CliError):
-            word = "unreachable" if result.exit_code == ExitCode.UNREACHABLE else result.code
-            rows.append((f"{name}:", "", "", Text(word, style="bold red"), *[""] * 7))
+            rows.append((f"{name}:", "", "", Text(_failure(result), style="bold red"), *[""] * 7))
         elif not result.groups:
             rows.append((f"{name}:", "", "", "no groups", *[""] * 7))
         else:
@@ -136,14 +145,44 @@ def _render(results: Sequence[_Result]) -> Table:
     return output.table("", _COLUMNS, rows, right=("lag", "lag (time)"))
 
 
+def _failure(error: CliError) -> str:
+    return "unreachable" if error.exit_code == ExitCode.UNREACHABLE else error.code
+
+
+def _blocks(results: Sequence[_Result]) -> Iterator[Text]:
+    for name, result in results:
+        if isinstance(result, CliError):
+            yield Text(f"{name}: {_failure(result)}", style="bold red")
+        elif not result.groups:
+            yield Text(f"{name}: no groups")
+        else:
+            for entry in result.groups:
+                yield from _block(name, result, entry)
+
+
+def _block(name: str, answer: StatusAnswer, entry: PairStatus) -> Iterator[Text]:
+    peer = f" of {entry.peer}:{entry.peer_group}" if entry.peer else ""
+    link = f", {entry.mode}, {_link(entry, answer.now)}" if entry.mode is not None else ""
+    yield Text.assemble((f"{name}:{entry.group}", "bold"), f" {entry.role}{peer}{link}")
+    yield Text.assemble("  ", _state(entry), f"   lag {_lag(entry)}, {output.size(entry.lag_bytes)}")
+    for words in (("written", "transferred"), ("arrived", "applied")):
+        yield Text("  " + "".join(f"{word:<12}{_on_line(getattr(entry, word)):<25}" for word in words).rstrip())
+    held = _holder(entry, answer.now)
+    remarks = [*_remarks(entry), *([] if held == output.UNKNOWN else [f"held by {held}".replace("\n", ": ")])]
+    yield from (Text(f"  {remark}") for remark in remarks)
+
+
+def _on_line(item: Position) -> str:
+    return _position(item).replace("\n", " ")
+
+
 def _row(name: str, answer: StatusAnswer, entry: PairStatus) -> Sequence[str | Text]:
     peer = f"{entry.peer}:{entry.peer_group}" if entry.peer else output.UNKNOWN
     if entry.mode is not None:
         peer += f"\n{entry.mode}, {_link(entry, answer.now)}"
-    state = Text(entry.state, style="" if entry.state in _GOOD else "bold yellow")
-    for remark in (entry.reason, entry.link_reason, _BLOCKED[entry.role] if entry.blocked else None):
-        if remark:
-            state.append(f"\n{remark}", style="not bold")
+    state = _state(entry)
+    for remark in _remarks(entry):
+        state.append(f"\n{remark}", style="not bold")
     return (
         f"{name}:{entry.group}",
         entry.role,
@@ -151,9 +190,24 @@ def _row(name: str, answer: StatusAnswer, entry: PairStatus) -> Sequence[str | T
         state,
         *(_position(item) for item in (entry.written, entry.transferred, entry.arrived, entry.applied)),
         output.size(entry.lag_bytes),
-        output.UNKNOWN if entry.lag_s is None and entry.state in _NO_LAG else output.seconds(entry.lag_s),
+        _lag(entry),
         _holder(entry, answer.now),
     )
+
+
+def _state(entry: PairStatus) -> Text:
+    cut = entry.connected is False and entry.state in _MIRRORED
+    good = entry.state in _GOOD and not cut
+    return Text(f"{entry.state}, cut" if cut else entry.state, style="" if good else "bold yellow")
+
+
+def _remarks(entry: PairStatus) -> list[str]:
+    blocked = _BLOCKED[entry.role] if entry.blocked else None
+    return [remark for remark in (entry.reason, entry.link_reason, blocked) if remark]
+
+
+def _lag(entry: PairStatus) -> str:
+    return output.UNKNOWN if entry.lag_s is None and entry.state in _NO_LAG else output.seconds(entry.lag_s)
 
 
 def _link(entry: PairStatus, now: int) -> str:

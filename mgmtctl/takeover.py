@@ -60,7 +60,7 @@ def _show(answer: TakeoverAnswer) -> None:
         [
             ("takeover", f"domain {answer.domain}; {what}"),
             ("image", f"{verb} consistent up to write time {output.write_time(answer.cut_time)}"),
-            ("missing (RPO)", f"{output.seconds(answer.rpo_s)} of the primary's writes"),
+            ("missing (RPO)", _missing(answer)),
             ("held back by", _holder(answer)),
         ]
     )
@@ -73,6 +73,19 @@ def _show(answer: TakeoverAnswer) -> None:
         output.print_line("\narrived, and cannot be used because something older is missing:")
         output.print_table(output.table("", ("volume", "writes", "bytes"), lost, right=("writes", "bytes")))
     output.warn(answer.warnings)
+
+
+def _missing(answer: TakeoverAnswer) -> str:
+    """What is missing for certain, and what may be: silence is never told as "nothing"."""
+    known = "unknown" if answer.rpo_known_s is None else f"{_plain(answer.rpo_known_s)} known"
+    heard = f"last heard {output.moment(answer.unknown_since)}"
+    if answer.unheard_why:
+        heard += f"; {answer.unheard_why}"
+    return f"{known}; the primary may have acknowledged up to {output.seconds(answer.unknown_s)} more ({heard})"
+
+
+def _plain(value: float) -> str:
+    return output.seconds(value) if value else "0 s"
 
 
 def _holder(answer: TakeoverAnswer) -> str:
@@ -92,7 +105,7 @@ def _row(group: TakeoverGroup) -> tuple[str, ...]:
         str(group.cut_seq),
         known,
         _amount(group.missing_writes, group.missing_bytes),
-        _amount(group.unusable_writes, group.unusable_bytes),
+        _amount(group.unusable_writes, group.unusable_bytes) if group.unusable_writes else "nothing",
         ", ".join(group.volumes),
     )
 
@@ -100,4 +113,4 @@ def _row(group: TakeoverGroup) -> tuple[str, ...]:
 def _amount(writes: int | None, size: int | None) -> str:
     if writes is None:
         return "unknown"
-    return f"{output.counted(writes, 'write')}, {output.size(size)}" if writes else "nothing"
+    return f"{output.counted(writes, 'write')}, {output.size(size)}" if writes else "none known"

@@ -332,7 +332,15 @@ class PairStatus(Answer):
     missing_bytes: int | None = None
     pending_writes: int | None = Field(None, description="Records that arrived and are not applied.")
     cut_time: int | None = Field(None, description="Secondary: everything older than this is visible.")
-    holder: str | None = Field(None, description="Secondary: group that holds the consistency line back.")
+    unknown_since: int | None = Field(
+        None, description="Secondary: wall-clock ns since when nothing is known here of what the hosts wrote."
+    )
+    unheard_why: str = Field("", description="Why that is so; empty while the primary, and its own one, are heard.")
+    diverged_writes: int | None = Field(
+        None, description="After a takeover: writes of the old primary that the new one does not have."
+    )
+    diverged_bytes: int | None = None
+    holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
     holder_since: int | None = Field(None, description="Wall-clock ns since when it holds it.")
     holder_why: str | None = None
 
@@ -368,6 +376,11 @@ class TakeoverGroup(Answer):
     primary_seq: int | None = Field(None, description="Newest record the primary told of.")
     primary_time: int | None = None
     primary_age_s: float | None = Field(None, description="How long ago it told.")
+    unknown_since: int = Field(
+        description="Wall-clock ns since when nothing is known here of what the hosts wrote: it may be missing."
+    )
+    unknown_s: float = Field(description="How long that is.")
+    unheard_why: str = Field("", description="Why that is so; empty while the primary is heard.")
     missing_writes: int | None = Field(None, description="Records of the primary that never arrived; None: not known.")
     missing_bytes: int | None = None
     unusable_writes: int = Field(0, description="Records that arrived behind the cut.")
@@ -382,7 +395,13 @@ class TakeoverAnswer(Answer):
     domain: str
     preview: bool
     cut_time: int = Field(description="Everything older than this write time is in the image.")
-    rpo_s: float | None = Field(None, description="Seconds of the primary's writes that are missing; None: not known.")
+    rpo_s: float | None = Field(
+        None, description="Seconds of the hosts' writes that are missing at the most; None: not known."
+    )
+    rpo_known_s: float | None = Field(None, description="The part of it that the primary told of.")
+    unknown_since: int = Field(description="Wall-clock ns since when nothing is known here of what the hosts wrote.")
+    unknown_s: float = Field(description="The other part: how long that is.")
+    unheard_why: str = Field("", description="Why that is so; empty while the primary is heard.")
     rto_s: float | None = Field(None, description="How long the takeover took; None in a preview.")
     phases_s: dict[str, float] = Field(default={}, description="What took how long.")
     holder: str | None = Field(None, description="Group that holds the consistency line back.")

@@ -7,6 +7,9 @@ A heartbeat says: at my wall time w my last number was s. Once s is applied, the
 least as new as w. The peer's present wall time is the wall time of a heartbeat plus what has
 passed here since. So a cut link shows a growing lag, whatever is or is not written meanwhile.
 
+A peer that is itself a copy says how far it is ``behind`` what it copies: the image is then only
+as new as that, however new the peer's heartbeat is.
+
 What a reader would get wrong: the figure may be too high, never too low (I14). A heartbeat that
 was under way for a while puts the peer's present too early; of the heartbeats since the sample
 in use the one that was under way least counts, and ``under_way_s`` takes off the rest. This
@@ -41,6 +44,7 @@ class LagClock:
         self._samples: deque[_Sample] = deque()
         self._applied = 0
         self._newest_mono_s = -math.inf
+        self._fresh_until_s = -math.inf
 
     @property
     def consistent_wall_ns(self) -> int | None:
@@ -49,19 +53,33 @@ class LagClock:
             return self._samples[0].wall_ns
         return None
 
-    def heartbeat(self, peer_last_seq: int, peer_wall_ns: int, local_mono_s: float, under_way_s: float = 0.0) -> None:
+    @property
+    def heard_s(self) -> float:
+        """When the newest heartbeat came in, by the local monotonic clock; minus infinity: none has yet."""
+        return self._newest_mono_s
+
+    def heartbeat(
+        self,
+        peer_last_seq: int,
+        peer_wall_ns: int,
+        local_mono_s: float,
+        under_way_s: float = 0.0,
+        behind_s: float = 0.0,
+    ) -> None:
         """Take in a heartbeat that came in at ``local_mono_s``. Heartbeats come in the order they were made.
 
         ``under_way_s`` is the longest it can have been under way; if it answers a request, the time since that
         was sent. Without it the figure can be too low by what the fastest recent heartbeat took.
+        ``behind_s``: the age of what the peer has, if it is a copy itself.
         """
         ahead_ns = peer_wall_ns - round((local_mono_s - under_way_s) * _NS)
         samples = self._samples
         if samples and samples[-1].seq == peer_last_seq > self._applied:
             # Nothing new was written: this sample says more than the one before, whose clock reading is kept.
             ahead_ns = max(ahead_ns, samples.pop().ahead_ns)
-        samples.append(_Sample(peer_last_seq, peer_wall_ns, ahead_ns))
+        samples.append(_Sample(peer_last_seq, peer_wall_ns - round(behind_s * _NS), ahead_ns))
         self._newest_mono_s = local_mono_s - under_way_s
+        self._fresh_until_s = self._newest_mono_s + self.fresh_s - behind_s
         self._forget_passed()
         if len(samples) > self.samples_max:
             self._drop_one()
@@ -72,16 +90,20 @@ class LagClock:
             self._applied = seq
             self._forget_passed()
 
+    def cut(self) -> None:
+        """The link is known to be cut: the newest heartbeat is not the present any more."""
+        self._fresh_until_s = -math.inf
+
     def lag_seconds(self, local_mono_s: float) -> float:
         """Return the lag in seconds; infinite as long as nothing is known.
 
-        Exactly 0.0 if the newest heartbeat is younger than ``fresh_s`` and everything it told of is applied:
-        within ``fresh_s`` a silent link and an idle primary look the same.
+        Exactly 0.0 if what the newest heartbeat told of is younger than ``fresh_s`` and all of it is applied:
+        within ``fresh_s`` a silent link and an idle primary look the same, unless the link is known to be `cut`.
         """
         consistent_ns = self.consistent_wall_ns
         if consistent_ns is None:
             return math.inf
-        if len(self._samples) == 1 and local_mono_s - self._newest_mono_s < self.fresh_s:
+        if len(self._samples) == 1 and local_mono_s < self._fresh_until_s:
             return 0.0
         ahead_ns = max(sample.ahead_ns for sample in self._samples)
         present_ns = ahead_ns + round(local_mono_s * _NS)

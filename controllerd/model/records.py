@@ -62,6 +62,10 @@ class Kind(enum.IntEnum):
     """Local to one journal: carries only ``durable``; has no sequence number of its own and is never applied."""
 
 
+DATA_KINDS: Final = frozenset((int(Kind.WRITE), int(Kind.ZEROES), int(Kind.TRIM)))
+"""What a host's write, of whatever kind, becomes."""
+
+
 class Flag(enum.IntFlag):
     """Record flags."""
 

@@ -52,6 +52,8 @@ class Handshake:
             raise ValueError(f"the shared key has fewer than {KEY_BYTES_MIN} bytes")
         assert len(nonce) == NONCE_BYTES
         self.peer: Peer | None = None
+        self.proof_given = False
+        """Whether our proof was sent: a peer that closes then does not like it."""
         self._dialler = dialler
         self._key = key
         self._hello = Hello(PROTOCOL, controller, serial, nonce.hex()).encode()
@@ -105,7 +107,13 @@ class Handshake:
         self.peer = Peer(theirs.controller, theirs.serial, self._key is not None)
         return b"" if self._dialler else self._proof(dialler=False)
 
+    @property
+    def claimed(self) -> str:
+        """Which controller the other end says it is, proved or not; "" if it has not said."""
+        return self._theirs.controller if self._theirs is not None else ""
+
     def _proof(self, *, dialler: bool) -> bytes:
+        self.proof_given = True
         return encode_frame(FrameType.PROOF, self._digest(dialler=dialler))
 
     def _digest(self, *, dialler: bool) -> bytes:

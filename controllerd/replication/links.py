@@ -26,6 +26,9 @@ from controllerd.storage.buffers import BufferPool
 WRITE_HIGH_BYTES: Final = 2 << 20
 """Bytes in a connection's send buffer above which nothing more is handed to it."""
 
+STRANGERS_MAX: Final = 64
+"""Addresses of which it is remembered what was told of them."""
+
 LINGER_S: Final = 2.0
 """Longest time that what was sent before a close may take to leave."""
 
@@ -35,6 +38,7 @@ class Link(asyncio.BufferedProtocol):
 
     Attributes:
         peer: who it is; set when `ready`.
+        address: the other end's host address; "unix socket" if it has none.
         heard_s: loop time at which something last arrived.
         writable: false while the send buffer is full; `on_writable` is called when it is not.
         on_frames, on_lost, on_writable: set by who takes the link over. ``on_lost`` is called once.
@@ -48,6 +52,7 @@ class Link(asyncio.BufferedProtocol):
         acceptor: Acceptor | None = None,
     ) -> None:
         self.peer: Peer | None = None
+        self.address = ""
         self.writable = True
         self.closed = False
         self.heard_s = loop.time()
@@ -62,12 +67,14 @@ class Link(asyncio.BufferedProtocol):
         self._reader = FrameReader(chunks)
         self._transport: asyncio.Transport | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._unproved: NotAuthorised | None = None
 
     # ---- asyncio -----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not checked with isinstance: uvloop's transports only look like asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        self.address = _host(transport.get_extra_info("peername"))
         if self._acceptor is not None:
             self._acceptor.link_made(self)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
@@ -90,6 +97,8 @@ class Link(asyncio.BufferedProtocol):
             if frames:
                 self.on_frames(self, frames)
         except (FrameError, RemoteCopyError) as error:
+            if isinstance(error, NotAuthorised):
+                self._unproved = error
             self.abort(str(error))
         except Exception as error:
             # A mistake of ours must cost this connection and nothing else; the loop's handler logs it.
@@ -109,13 +118,16 @@ class Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.closed:
             self.reason = str(exc) or repr(exc)
+        elif not self.closed and self._handshake is not None and self._handshake.proof_given:
+            self._unproved = NotAuthorised("it closed the connection at our proof: its shared key is another one")
+            self.reason = str(self._unproved)
         self.closed = True
         self._transport = None
         self._reader.close()
         if self._linger is not None:
             self._linger.cancel()
         if not self.ready.done():
-            self.ready.set_exception(Unreachable(self.reason))
+            self.ready.set_exception(self._unproved or Unreachable(self.reason))
             self.ready.exception()  # looked at, so that nobody has to wait for it
         if self._acceptor is not None:
             self._acceptor.link_lost(self)
@@ -148,6 +160,16 @@ class Link(asyncio.BufferedProtocol):
         if peer.controller not in names:
             raise NotAuthorised(f"the peer says it is {peer.controller!r}, its certificate is for {sorted(names)}")
 
+    @property
+    def claimed(self) -> str:
+        """Which controller the other end says it is, while it has not proved it; "" if it has said nothing."""
+        return self._handshake.claimed if self._handshake is not None else ""
+
+    @property
+    def unproved(self) -> NotAuthorised | None:
+        """Why the other end is not who it says it is, if that is why the connection ended."""
+        return self._unproved
+
     # ---- for who uses the link ------------------------------------------------
 
     def send(self, frame: bytes) -> None:
@@ -177,6 +199,10 @@ class Link(asyncio.BufferedProtocol):
             self.reason = reason
         if self._transport is not None:
             self._transport.abort()
+
+
+def _host(peername: object) -> str:
+    return str(peername[0]) if isinstance(peername, tuple) else "unix socket"
 
 
 def _ignore_frames(link: Link, frames: list[Frame]) -> None:
@@ -229,8 +255,9 @@ async def dial(settings: ReplicationSettings, peer: str) -> Link:
     except OSError as error:
         link.abort(str(error))
         raise Unreachable(f"{peer} at {endpoint}: {error.strerror or error}") from error
-    except Unreachable as error:
-        raise Unreachable(f"{peer} at {endpoint}: {error}") from error
+    except (Unreachable, NotAuthorised) as error:
+        link.abort(str(error))
+        raise type(error)(f"{peer} at {endpoint}: {error}") from error
     except BaseException:
         link.abort("given up")
         raise
@@ -244,11 +271,22 @@ async def dial(settings: ReplicationSettings, peer: str) -> Link:
 
 
 class Acceptor:
-    """Listens on the transfer port. ``on_request`` gets each link with its first frame, PULL or FENCE."""
+    """Listens on the transfer port. ``on_request`` gets each link with its first frame, PULL or FENCE.
 
-    def __init__(self, settings: ReplicationSettings, on_request: Callable[[Link, Frame], None]) -> None:
+    ``on_unproved`` is told (address, controller it says it is, reason) of who failed to prove who it is: once per
+    address until somebody from there succeeds, and of so many addresses at the most (strangers must not fill a log).
+    """
+
+    def __init__(
+        self,
+        settings: ReplicationSettings,
+        on_request: Callable[[Link, Frame], None],
+        on_unproved: Callable[[str, str, str], None],
+    ) -> None:
         self._settings = settings
         self._on_request = on_request
+        self._on_unproved = on_unproved
+        self._strangers: dict[str, str] = {}
         self._server: asyncio.Server | None = None
         self._links: dict[Link, asyncio.TimerHandle] = {}
         self.refused = 0
@@ -322,9 +360,20 @@ class Acceptor:
             timer.cancel()
             if link.peer is None:
                 self.refused += 1
+            if link.unproved is not None:
+                self._tell(link.address, link.claimed, str(link.unproved))
+
+    def _tell(self, address: str, claimed: str, reason: str) -> None:
+        told = f"{claimed}: {reason}"
+        if self._strangers.get(address) == told:
+            return
+        if address in self._strangers or len(self._strangers) < STRANGERS_MAX:
+            self._strangers[address] = told
+            self._on_unproved(address, claimed, reason)
 
     def _first_frames(self, link: Link, frames: list[Frame]) -> None:
         self._links[link].cancel()
+        self._strangers.pop(link.address, None)
         link.on_frames = _ignore_frames
         self._on_request(link, frames[0])
         if len(frames) > 1:

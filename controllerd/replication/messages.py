@@ -34,14 +34,17 @@ MAX_U64: Final = (1 << 64) - 1
 _ACK: Final = struct.Struct("<QQQQQ")
 assert _ACK.size == 40
 
-# HEARTBEAT payload, 32 bytes, little-endian: where the primary is
-#  0          8           16        24            32
-#  +----------+-----------+---------+-------------+
-#  | last seq | last time | wall ns | bytes total |
-#  +----------+-----------+---------+-------------+
+# HEARTBEAT payload, 48 bytes and a text, little-endian: where the primary is
+#  0          8           16        24            32          40           48
+#  +----------+-----------+---------+-------------+-----------+------------+--------+
+#  | last seq | last time | wall ns | bytes total | behind ns | limit time | remark |
+#  +----------+-----------+---------+-------------+-----------+------------+--------+
 # bytes total = DATA payload bytes of all records so far, counted from an arbitrary base.
-_HEARTBEAT: Final = struct.Struct("<QQQQ")
-assert _HEARTBEAT.size == 32
+# The rest is 0 and empty, unless the primary is a synchronous secondary itself: behind =
+# time since it heard its own primary; limit time = 0, or the last write time it had from
+# there while its later ones are its own ticks; remark (UTF-8) = why it does not hear it.
+_HEARTBEAT: Final = struct.Struct("<QQQQQQ")
+assert _HEARTBEAT.size == 48
 
 
 class RefuseCode(enum.StrEnum):
@@ -181,10 +184,12 @@ class Fence(_Json):
 
 @dataclass(frozen=True, slots=True)
 class Fenced(_Json):
-    """The fence stands, durably."""
+    """The fence stands, durably. ``writes`` of ``bytes`` that hosts made here lie behind the cut (I13)."""
 
     frame: ClassVar[FrameType] = FrameType.FENCED
     pair: str
+    writes: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +227,16 @@ class Heartbeat:
     last_time: int
     wall_ns: int
     bytes_total: int
+    behind_ns: int = 0
+    limit_time: int = 0
+    remark: str = ""
 
     def encode(self) -> bytes:
         """Return the whole frame."""
-        payload = _HEARTBEAT.pack(self.last_seq, self.last_time, self.wall_ns, self.bytes_total)
-        return encode_frame(FrameType.HEARTBEAT, payload)
+        payload = _HEARTBEAT.pack(
+            self.last_seq, self.last_time, self.wall_ns, self.bytes_total, self.behind_ns, self.limit_time
+        )
+        return encode_frame(FrameType.HEARTBEAT, payload + self.remark[:MAX_TEXT].encode())
 
 
 def decode_ack_untrusted(payload: memoryview, flags: int) -> Ack:
@@ -250,6 +260,13 @@ def decode_heartbeat_untrusted(payload: memoryview) -> Heartbeat:
     Raises:
         FrameError: not one.
     """
-    if len(payload) != _HEARTBEAT.size:
+    if len(payload) < _HEARTBEAT.size:
         raise FrameError("HEARTBEAT of a wrong length")
-    return Heartbeat(*_HEARTBEAT.unpack(payload))
+    try:
+        remark = str(payload[_HEARTBEAT.size :], "utf-8")
+    except UnicodeDecodeError as error:
+        raise FrameError("HEARTBEAT whose remark is no text") from error
+    if len(remark) > MAX_TEXT:
+        raise FrameError("HEARTBEAT whose remark is too long")
+    last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time = _HEARTBEAT.unpack(payload[: _HEARTBEAT.size])
+    return Heartbeat(last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time, remark)

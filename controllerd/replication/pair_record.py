@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from controllerd.model.errors import Corrupt
 from controllerd.model.pair_state import PairState, Role
+from controllerd.units import format_size
 
 TABLE: Final = "group_pairs"
 RUNS_KEPT: Final = 16
@@ -69,10 +70,15 @@ class PairRecord:
         start_seq, base_time: the primary's last number and write time when the pair began.
         runs: at the secondary, (first number, incarnation) of what it journaled, newest last.
         since: wall-clock ns of the last change of ``state`` or ``reason``.
+        created: wall-clock ns of the order that made the pair.
         prepared: every change of volumes and groups that create or delete makes is done.
         in_doubt: synchronous secondary: the machine restarted, so acknowledged records may be
             lost here; cleared when the primary has sent everything again.
+        adrift_time: synchronous secondary that gives itself ticks, because the primary is not
+            heard: the last write time it had before; 0: it has everything of the primary.
         peer_deleted: the other side has deleted the pair.
+        diverged: once the old primary is fenced: ``cut_seq`` and ``last_seq`` (last acknowledged),
+            and the ``writes`` and ``bytes`` in between, which the secondary does not have.
         fence: at a secondary taken over: what the old primary has to be told, None when it knows.
     """
 
@@ -80,6 +86,7 @@ class PairRecord:
     role: Role
     state: PairState
     since: int
+    created: int
     reason: str = ""
     generation: int = 0
     start_seq: int = 0
@@ -88,9 +95,10 @@ class PairRecord:
     runs: list[tuple[int, int]] = field(default_factory=list)
     prepared: bool = False
     in_doubt: bool = False
-    boot: str = ""
+    adrift_time: int = 0
     peer_deleted: bool = False
     fence: dict[str, Any] | None = None
+    diverged: dict[str, int] | None = None
 
     @property
     def peer(self) -> str:
@@ -113,6 +121,16 @@ class PairRecord:
         for first, incarnation in self.runs:
             if first <= sequence:
                 found = incarnation
+        return found
+
+    def note_divergence(self, writes: int, size: int) -> str:
+        """Keep what the old primary has behind the cut; returns it for people, "" if there is nothing (I13)."""
+        assert self.diverged is not None
+        self.diverged.update(writes=writes, bytes=size)
+        if not writes:
+            return ""
+        found = f"diverged: {writes} writes, {format_size(size)} behind record {self.diverged['cut_seq']}"
+        self.reason += f"; {found} at {self.spec.primary_controller} are not at {self.spec.secondary_controller}"
         return found
 
     def note_run(self, first: int, incarnation: int) -> bool:

@@ -22,6 +22,7 @@ from controllerd.model.errors import Conflict, NotFound, RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.checks import check_create
+from controllerd.replication.contact import Contact, KeptContacts
 from controllerd.replication.context import Context
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import SyncIntake
@@ -31,6 +32,7 @@ from controllerd.replication.pair_record import TABLE, PairRecord, PairSpec, rea
 from controllerd.replication.ports import GroupPort, Report
 from controllerd.replication.primary import PrimaryPair
 from controllerd.replication.secondary import SecondaryPair
+from controllerd.replication.sender import Source
 from controllerd.replication.settings import ReplicationSettings
 from controllerd.replication.status import PairStatus, primary_status, secondary_status
 from controllerd.replication.takeover import TABLE as TAKEOVERS
@@ -58,10 +60,11 @@ class PairManager:
         self.primaries: dict[str, PrimaryPair] = {}
         self.secondaries: dict[str, SecondaryPair] = {}
         self.domains: dict[str, DomainApplier] = {}
-        self._acceptor = Acceptor(settings, self._request)
+        self._acceptor = Acceptor(settings, self._request, self._unproved)
         self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
         self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
+        self._kept_contacts = KeptContacts(storage.catalogue)
 
     # ---- life ----------------------------------------------------------------------
 
@@ -91,6 +94,7 @@ class PairManager:
             else:
                 self._add_secondary(record, group)
         storage.catalogue.put_fact(RUN_FACT, settings.boot)
+        self._kept_contacts.restore(self._contacts)
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
         storage.guard = self.refuse_change
@@ -114,6 +118,7 @@ class PairManager:
             await domain.settle()
         await self._acceptor.start()
         for pair in self.secondaries.values():
+            pair.contact.applied(pair.intake.applied_seq)
             if not self._taking_over(pair.record.spec.domain):
                 pair.start()
         self._timer = asyncio.get_running_loop().create_task(self._run_timer(), name="replication timer")
@@ -139,6 +144,9 @@ class PairManager:
             timer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await timer
+        if self.secondaries:
+            with contextlib.suppress(RemoteCopyError):  # what is not kept makes what is known older, never newer
+                self._kept_contacts.keep_now(self._contacts, asyncio.get_running_loop().time())
         for domain in self.domains.values():
             domain.freeze()
         for secondary in self.secondaries.values():
@@ -155,7 +163,8 @@ class PairManager:
 
     def _add_primary(self, record: PairRecord, group: Group) -> PrimaryPair:
         pair = PrimaryPair(
-            record, group, self.context, on_sync_loss=self._on_sync_loss, on_fenced=self._on_fenced
+            record, group, self.context,
+            source=lambda: self._source(group), on_sync_loss=self._on_sync_loss, on_fenced=self._on_fenced,
         )  # fmt: skip
         self.primaries[record.spec.identity] = pair
         group.on_overflow = lambda: self._on_overflow(group)
@@ -200,7 +209,8 @@ class PairManager:
             return self._status(await self._create_primary(spec, group))
 
     async def _create_secondary(self, spec: PairSpec, group: Group) -> SecondaryPair:
-        record = PairRecord(spec, Role.SECONDARY, PairState.PAIR, self.context.clock())
+        now = self.context.clock()
+        record = PairRecord(spec, Role.SECONDARY, PairState.PAIR, now, now)
         # The record first: after a crash from here on, start-up goes on with the order.
         self.context.save(record)
         pair = self._add_secondary(record, group)
@@ -226,8 +236,9 @@ class PairManager:
 
     async def _create_primary(self, spec: PairSpec, group: Group) -> PrimaryPair:
         # No await up to `start`: no write may come between the check that the volumes are empty and the number taken.
+        now = self.context.clock()
         record = PairRecord(
-            spec, Role.PRIMARY, PairState.PAIR, self.context.clock(),
+            spec, Role.PRIMARY, PairState.PAIR, now, now,
             generation=group.generation, start_seq=group.last_seq, prepared=True,
             base_time=max(group.last_time, self.context.storage.write_time.last),
             time_source=self.context.storage.write_time.source,
@@ -332,10 +343,25 @@ class PairManager:
         Raises:
             NotFound: the domain has no secondary group here.
             BadOrder: a pair is in a state that does not allow it.
+            Conflict: the copy of a group was taken over itself, at a site further on: hosts write there.
             StorageError: what arrived cannot be made durable or visible; repeat when it can.
         """
         async with self._orders:
-            return await self._takeover(domain).run()
+            takeover = self._takeover(domain)
+            self._check_further_on(domain)
+            return await takeover.run()
+
+    def _check_further_on(self, domain: str) -> None:
+        """Refuse to take over a group that has been fenced: its volumes could not be written (I16)."""
+        groups = {pair.group.name for pair in self.secondaries.values() if pair.record.spec.domain == domain}
+        for primary in self.primaries.values():
+            record = primary.record
+            if record.group in groups and record.state is PairState.SSWS:
+                raise Conflict(
+                    f"group {record.group}: {record.reason}; hosts write at {record.peer} now. To write here all the"
+                    f" same, delete pair {record.spec.identity} here first",
+                    group=record.group,
+                )
 
     def _takeover(self, name: str) -> Takeover:
         domain = self.domains.get(name)
@@ -388,6 +414,20 @@ class PairManager:
         found += [pair.receiver.connected for pair in self.secondaries.values() if pair.record.peer == name]
         return any(found) if found else None
 
+    @property
+    def _contacts(self) -> dict[str, Contact]:
+        return {identity: pair.contact for identity, pair in self.secondaries.items()}
+
+    def _source(self, group: Group) -> Source:
+        """How old the content of ``group`` is, if it is the secondary of another pair."""
+        found = [pair.source() for pair in self.secondaries.values() if pair.group is group]
+        return found[0] if found else Source()
+
+    def _say_how_old(self, group: GroupPort) -> None:
+        for pair in self.primaries.values():
+            if pair.group is group:
+                pair.sender.heartbeat()
+
     def _records(self) -> list[PairRecord]:
         primaries = [pair.record for pair in self.primaries.values()]
         return primaries + [pair.record for pair in self.secondaries.values()]
@@ -424,6 +464,13 @@ class PairManager:
         link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {name} here", "", 0).encode())
         link.close("unknown pair")
 
+    def _unproved(self, address: str, claimed: str, reason: str) -> None:
+        """Somebody who says it is controller ``claimed`` did not prove it."""
+        self.context.report("peer-refused", {"address": address, "claims": claimed, "reason": reason})
+        for pair in self.primaries.values():
+            if pair.record.peer == claimed and not pair.sender.connected:
+                pair.sender.reason = f"refused at {address}: {reason}"
+
     def _on_sync_loss(self, lost: PrimaryPair, reason: str) -> None:
         """The synchronous peer of one pair does not answer: all pairs of its domain go on, or stop, together.
 
@@ -456,6 +503,7 @@ class PairManager:
                 pair.record.fence = {
                     "generation": fenced.group.generation, "cut_seq": pair.intake.received_seq, "reason": reason,
                 }  # fmt: skip
+                pair.record.diverged = {"cut_seq": pair.intake.received_seq, "last_seq": pair.intake.received_seq}
                 self.context.save(pair.record)
                 if pair.active:
                     pair.suspend(PairEvent.FAIL, reason)
@@ -494,6 +542,8 @@ class PairManager:
         if beat:
             for secondary in list(self.secondaries.values()):
                 secondary.receiver.heartbeat(now_s)
+            if self.secondaries:
+                self._kept_contacts.keep(self._contacts, now_s)
 
     def _tick(self) -> None:
         # Groups that get ticks from upstream, or must get nothing because a takeover has decided their cut.
@@ -528,6 +578,8 @@ class PairManager:
         for secondary in self.secondaries.values():
             intake = secondary.intake
             if secondary.group is group and group.role is Role.SECONDARY and isinstance(intake, SyncIntake):
+                if secondary.drift():
+                    self._say_how_old(group)  # before the tick is sent to anybody
                 intake.local_tick(time)
                 return
         group.stage_tick(time)

@@ -18,20 +18,27 @@ from typing import Final
 
 from controllerd.model.errors import ReadOnly, RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
+from controllerd.model.records import DATA_KINDS
+from controllerd.replication.batch import parse_batch_untrusted
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.links import Link
 from controllerd.replication.messages import Accept, Ack, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.mirror import Mirror
 from controllerd.replication.pair_record import PairRecord
-from controllerd.replication.sender import Sender
+from controllerd.replication.ports import GroupPort
+from controllerd.replication.sender import Sender, Source
 from controllerd.storage.group import Group
 
 CONNECTIONS_MAX: Final = 64
+COUNT_BYTES: Final = 1 << 20
 _WHY: Final = {PairEvent.SPLIT: "suspend", PairEvent.SPLIT_FORCED: "suspend", PairEvent.FAIL: "fail"}
 
 
 class PrimaryPair:
-    """One pair whose P-VOLs are here. ``on_sync_loss`` suspends all synchronous pairs of the domain together."""
+    """One pair whose P-VOLs are here. ``on_sync_loss`` suspends all synchronous pairs of the domain together.
+
+    ``source`` says how old the group's content is, if it is the secondary of another pair.
+    """
 
     def __init__(
         self,
@@ -39,6 +46,7 @@ class PrimaryPair:
         group: Group,
         context: Context,
         *,
+        source: Callable[[], Source],
         on_sync_loss: Callable[[PrimaryPair, str], None],
         on_fenced: Callable[[PrimaryPair, str], None],
     ) -> None:
@@ -48,7 +56,7 @@ class PrimaryPair:
         self._on_fenced = on_fenced
         settings = context.settings
         self.sender = Sender(
-            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s)
+            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s), source
         )
         self.mirror: Mirror | None = None
         if record.spec.mode == "sync":
@@ -61,6 +69,8 @@ class PrimaryPair:
                 now_s=asyncio.get_running_loop().time,
             )
         self._overflow_since_s: float | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._fence_links: list[Link] = []
 
     # ---- life ------------------------------------------------------------------
 
@@ -84,15 +94,21 @@ class PrimaryPair:
 
     def stop(self) -> None:
         """The controller stops: nothing changes but that the connections close."""
+        self._stop_counting()
         self.sender.stop("the primary stops")
 
     def delete(self) -> None:
         """The pair ceases to be: the group is an ordinary one again."""
+        self._stop_counting()
         self._release()
         self.group.set_retention(self.sender.consumer, None)
         if self.record.state is PairState.SSWS:
             self.group.refuse_writes(None)
         self.sender.stop("the pair was deleted")
+
+    def _stop_counting(self) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
 
     # ---- requests of the secondary ------------------------------------------------
 
@@ -189,13 +205,37 @@ class PrimaryPair:
             if fence.reason:
                 reason += f" ({fence.reason})"
             self.group.refuse_writes(ReadOnly(f"group {self.group.name}: {reason}"))
+            record.diverged = {"cut_seq": fence.cut_seq, "last_seq": self.group.complete_seq}
             self._context.move(record, PairEvent.TAKEOVER, reason)
             self.group.fail_waiting(self._fence_error())
-            self._release()
+            if self.mirror is not None:
+                self.mirror.stop()
             self.sender.drop("the pair was taken over")
             self._on_fenced(self, reason)
-        link.send(Fenced(record.spec.identity).encode())
-        link.close("fenced")
+        assert record.diverged is not None
+        self._fence_links.append(link)
+        if self._counting is None:
+            self._counting = asyncio.get_running_loop().create_task(self._answer_fence(record.diverged))
+
+    async def _answer_fence(self, diverged: dict[str, int]) -> None:
+        """Say what is here behind the cut, when that is counted and kept (I13)."""
+        record = self.record
+        try:
+            if "writes" not in diverged:
+                writes, size = await count_writes(self.group, diverged["cut_seq"] + 1, diverged["last_seq"])
+                found = record.note_divergence(writes, size)
+                self._context.save(record)
+                if found:
+                    facts: dict[str, object] = {"pair": record.spec.identity, "role": record.role.value}
+                    self._context.report("pair-diverged", {**facts, "writes": writes, "bytes": size, "reason": found})
+                self._release()
+            answer = Fenced(record.spec.identity, diverged["writes"], diverged["bytes"]).encode()
+            for link in self._fence_links:
+                link.send(answer)
+        finally:  # without an answer the secondary asks again
+            links, self._fence_links, self._counting = self._fence_links, [], None
+            for link in links:
+                link.close("fenced")
 
     def _fence_error(self) -> RemoteCopyError:
         return ReadOnly(f"group {self.group.name}: {self.record.reason}; hosts write at {self.record.peer} now")
@@ -279,6 +319,30 @@ class PrimaryPair:
         # Also when the journal was kept for later: hosts come first.
         self.group.set_retention(self.sender.consumer, None)
         self._overflow_since_s = None
+
+
+async def count_writes(group: GroupPort, first: int, last: int) -> tuple[int, int]:
+    """Return (writes, bytes) that hosts made in records ``first`` to ``last``.
+
+    Records that the journal does not have any more, or that are damaged, count as writes without bytes: too many
+    rather than too few.
+    """
+    writes = size = 0
+    while first <= last:
+        try:
+            found = await group.read_journal_slow(first, COUNT_BYTES)
+            if found is None:
+                break
+            raw = memoryview(b"".join(found.buffers))
+            batch = parse_batch_untrusted(raw, first, found.last - first + 1, group.generation)
+        except RemoteCopyError:
+            return writes + last - first + 1, size
+        for entry in batch.entries:
+            if entry.kind in DATA_KINDS and entry.sequence <= last:
+                writes += 1
+                size += entry.length
+        first = found.last + 1
+    return writes, size
 
 
 def _incarnation_of(group: Group, sequence: int) -> int:

@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controllerd.model.errors import Corrupt, RemoteCopyError, Unreachable
-from controllerd.model.lag import LagClock
 from controllerd.replication.backoff import Backoff
+from controllerd.replication.contact import Contact
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import Intake
 from controllerd.replication.links import Link, dial
 from controllerd.replication.messages import (
     Accept,
     Ack,
-    Heartbeat,
     Notice,
     Pull,
     Refuse,
@@ -67,6 +66,9 @@ class ReceiverEvents(Protocol):
     def session_changed(self) -> None:
         """A session began or ended."""
 
+    def not_connected(self, reason: str) -> None:
+        """There is no session, for another reason than before."""
+
     def noticed(self, notice: Notice) -> None:
         """The primary changed the pair."""
 
@@ -85,17 +87,16 @@ class Receiver:
         peer: str,
         settings: ReplicationSettings,
         intake: Intake,
+        contact: Contact,
         events: ReceiverEvents,
         clock: Callable[[], int],
         rng: random.Random,
     ) -> None:
         self.peer = peer
         self.intake = intake
-        self.lag = LagClock(max(1.0, 3 * settings.heartbeat_interval_s))
+        self.contact = contact
         self.connected_since: int | None = None
         self.last_contact: int | None = None
-        self.beat: Heartbeat | None = None
-        """Newest heartbeat of the primary, of this session or an earlier one."""
         self.goal = 0
         """The primary's last number when the session began."""
         self.reason = "not connected yet"
@@ -108,7 +109,7 @@ class Receiver:
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s, rng)
         self._epoch = 0
         self._generation = 0
-        self._bytes_base = 0
+        self._bytes_base: int | None = None
         self._links: list[Link] = []
         self._answers: dict[Link, asyncio.Future[Accept | Refuse]] = {}
         self._ended: asyncio.Future[str] | None = None
@@ -166,7 +167,9 @@ class Receiver:
             try:
                 self.reason = await self._session(facts)
             except (RemoteCopyError, FrameError) as error:
-                self.reason = str(error)
+                if str(error) != self.reason:
+                    self.reason = str(error)
+                    self._events.not_connected(self.reason)
             finally:
                 self._events.session_changed()
             if self.intake.next_seq != before:
@@ -213,6 +216,7 @@ class Receiver:
                 link.close("session over")
             self._answers.clear()
             self.connected_since = None
+            self.contact.lag.cut()
 
     async def _pull(self, link: Link, facts: PullFacts, index: int) -> Accept | Refuse:
         intake = self.intake
@@ -272,8 +276,7 @@ class Receiver:
 
     def _message(self, link: Link, frame: Frame) -> None:
         if frame.type == FrameType.HEARTBEAT:
-            self.beat = beat = decode_heartbeat_untrusted(frame.payload)
-            self.lag.heartbeat(beat.last_seq, beat.wall_ns, asyncio.get_running_loop().time())
+            self.contact.heartbeat(decode_heartbeat_untrusted(frame.payload), asyncio.get_running_loop().time())
         elif frame.type == FrameType.SYNC:
             self.intake.sync()
         elif frame.type == FrameType.NOTICE:
@@ -316,7 +319,7 @@ class Receiver:
     def _ack(self) -> bytes:
         intake = self.intake
         received, applied = intake.received_seq, intake.applied_seq
-        self.lag.applied(applied)
+        self.contact.applied(applied)
         return Ack(
             received, min(intake.durable_seq, received), min(applied, received), self._events.applied_time(),
             self._credit, self._events.tick_wanted(),
@@ -329,7 +332,7 @@ class Receiver:
 
     def heartbeat(self, now_s: float) -> None:
         """Say that this side is alive, and look whether the other one is and whether a gap has closed."""
-        self.lag.applied(self.intake.applied_seq)
+        self.contact.applied(self.intake.applied_seq)
         if not self._links:
             return
         ack = self._ack()
@@ -349,14 +352,17 @@ class Receiver:
 
     # ---- what is missing -------------------------------------------------------------
 
-    def missing(self) -> tuple[int, int] | None:
+    def missing(self) -> tuple[int, int | None] | None:
         """(records, bytes) that the primary had at its last heartbeat and this side has not; None: not known."""
-        beat = self.beat
+        beat = self.contact.beat
         if beat is None:
             return None
         records = max(0, beat.last_seq - (self.intake.next_seq - 1))
-        size = beat.bytes_total - self._bytes_base - self.intake.journaled_bytes
-        return records, max(0, size) if records else 0
+        if not records:
+            return 0, 0
+        if self._bytes_base is None:  # no session since the start: the counters have no common base
+            return records, None
+        return records, max(0, beat.bytes_total - self._bytes_base - self.intake.journaled_bytes)
 
 
 def _ignore(link: Link, reason: str) -> None:

@@ -17,13 +17,15 @@ from controllerd.model.errors import RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.backoff import Backoff
+from controllerd.replication.contact import Contact
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
 from controllerd.replication.links import Link, dial
-from controllerd.replication.messages import Accept, Fence, Notice, Refuse, RefuseCode
+from controllerd.replication.messages import Accept, Fence, Fenced, Notice, Refuse, RefuseCode
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.receiver import PullFacts, Receiver
+from controllerd.replication.sender import Source
 from controllerd.storage.group import Group
 
 _FAILURES = {RefuseCode.DIVERGED, RefuseCode.TRIMMED, RefuseCode.WRONG_GENERATION, RefuseCode.WRONG_PEER}
@@ -48,7 +50,13 @@ class SecondaryPair:
             self.intake = SyncIntake(group, self, settings.mirror_sync_interval_s)
         else:
             self.intake = AsyncIntake(group, self, settings.window_bytes)
-        self.receiver = Receiver(record.peer, settings, self.intake, self, context.clock, context.rng)
+        self.contact = Contact(
+            record.created,
+            context.clock,
+            asyncio.get_running_loop().time,
+            max(1.0, 3 * settings.heartbeat_interval_s),
+        )
+        self.receiver = Receiver(record.peer, settings, self.intake, self.contact, self, context.clock, context.rng)
 
     # ---- life --------------------------------------------------------------------
 
@@ -167,8 +175,13 @@ class SecondaryPair:
         facts: dict[str, object] = {"pair": record.spec.identity, "role": Role.SECONDARY.value}
         if connected:
             self._context.report("pair-connected", {**facts, "next": self.intake.next_seq, "in_doubt": record.in_doubt})
+            self._caught_up()
         else:
             self._context.report("pair-disconnected", {**facts, "reason": self.receiver.reason})
+
+    def not_connected(self, reason: str) -> None:
+        facts: dict[str, object] = {"pair": self.record.spec.identity, "peer": self.record.peer}
+        self._context.report("pair-not-connected", {**facts, "reason": reason})
 
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":
@@ -190,9 +203,16 @@ class SecondaryPair:
 
     def progressed(self) -> None:
         self.receiver.acknowledge()
+        self._caught_up()
+
+    def _caught_up(self) -> None:
+        """Everything that the primary had when the session began is here: nothing it acknowledged is missing."""
         record = self.record
-        if record.in_doubt and self.receiver.connected and self.intake.received_seq >= self.receiver.goal:
+        if not (record.in_doubt or record.adrift_time):
+            return
+        if self.receiver.connected and self.intake.received_seq >= self.receiver.goal:
             record.in_doubt = False
+            record.adrift_time = 0
             self._context.save(record)
 
     def received_run(self, first: int, incarnation: int) -> None:
@@ -229,6 +249,46 @@ class SecondaryPair:
             self.receiver.drop(reason)
             self.receiver.poke()
 
+    # ---- what is known of the primary ----------------------------------------------------------
+
+    def drift(self) -> bool:
+        """This side gives itself ticks from now on: they say nothing of what it knows. Returns whether that is new."""
+        if self.record.adrift_time:
+            return False
+        self.record.adrift_time = max(1, self.group.last_time)
+        self._context.save(self.record)
+        return True
+
+    @property
+    def limit_time(self) -> int:
+        """Write time up to which everything of the hosts is known here at the most; 0: the records' times say it."""
+        if self.record.state is PairState.SSWS:
+            return 0
+        return self.record.adrift_time or self.contact.limit_time
+
+    def known_time(self, time: int) -> int:
+        """What may be said of an image that is current up to ``time`` in this side's order."""
+        return min(time, self.limit_time) if self.limit_time else time
+
+    def why_unheard(self) -> str:
+        """Why nothing new of the hosts' writes can be known here, for people; "" if it can."""
+        record, beat = self.record, self.contact.beat
+        if record.state is PairState.SSWS:
+            return ""
+        if not self.active:
+            return f"the pair with {record.peer} is {record.state.value}: {record.reason}"
+        if not self.receiver.connected:
+            return f"no connection to {record.peer}: {self.receiver.reason}"
+        if beat is not None and beat.remark:
+            return f"{record.peer} has lost its own primary: {beat.remark}"
+        return ""
+
+    def source(self) -> Source:
+        """How old what is here is, for those who copy it from here."""
+        if self.record.state is PairState.SSWS:
+            return Source()
+        return Source(round(self.contact.unknown_s * 1e9), self.limit_time, self.why_unheard())
+
     # ---- fence ------------------------------------------------------------------------------
 
     def start_fencing(self) -> None:
@@ -246,14 +306,25 @@ class SecondaryPair:
         while True:
             try:
                 answer = await self._send_fence(order)
-                if answer.type == FrameType.FENCED or _is_unknown(answer):
-                    break
+                if answer.type == FrameType.FENCED:
+                    return self._fence_told(Fenced.decode_untrusted(answer.payload))
+                if _is_unknown(answer):
+                    return self._fence_told(None)
             except (RemoteCopyError, FrameError):
                 pass  # not reached: that is why there was a takeover; try again
             await asyncio.sleep(backoff.next_s())
+
+    def _fence_told(self, fenced: Fenced | None) -> None:
+        """The old primary takes no more writes; ``fenced``: what it has behind the cut, None: it has no pair."""
+        record = self.record
         record.fence = None
+        diverged = record.note_divergence(fenced.writes, fenced.bytes) if fenced is not None else ""
         self._context.save(record)
-        self._context.report("primary-fenced", {"pair": record.spec.identity, "peer": record.peer})
+        facts: dict[str, object] = {"pair": record.spec.identity, "peer": record.peer}
+        self._context.report("primary-fenced", facts)
+        if fenced is not None and diverged:
+            facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": fenced.bytes, "reason": diverged}
+            self._context.report("pair-diverged", facts)
 
     async def _send_fence(self, order: Fence) -> Frame:
         """Send the fence and return the answer.

@@ -20,6 +20,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from typing_extensions import Buffer
@@ -60,6 +61,15 @@ class SenderEvents(Protocol):
         """The secondary changed the pair."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How old what this side has is, if it is a copy itself; the fields are those of `Heartbeat`."""
+
+    behind_ns: int = 0
+    limit_time: int = 0
+    remark: str = ""
+
+
 class Session:
     """One epoch of one secondary."""
 
@@ -86,7 +96,13 @@ class Sender:
     """Sends the journal of ``group`` to the secondary of pair ``pair_id``."""
 
     def __init__(
-        self, pair_id: str, group: GroupPort, events: SenderEvents, clock: Callable[[], int], report_lag_s: float
+        self,
+        pair_id: str,
+        group: GroupPort,
+        events: SenderEvents,
+        clock: Callable[[], int],
+        report_lag_s: float,
+        source: Callable[[], Source],
     ) -> None:
         self.consumer = f"pair {pair_id}"
         """Name under which the group keeps its journal for this pair."""
@@ -104,6 +120,7 @@ class Sender:
         """Why the last session ended, for people."""
         self._events = events
         self._clock = clock
+        self._source = source
         self._scheduled = False
         self._reading: asyncio.Task[None] | None = None
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=_SAMPLES)  # number, bytes, write time
@@ -170,6 +187,7 @@ class Sender:
                 link.send(farewell)
             link.close(reason)
         self.connected_since = None
+        self.lag.cut()
         self._events.session_changed()
 
     def _lost(self, link: Link, reason: str) -> None:
@@ -251,7 +269,11 @@ class Sender:
         group = self.group
         self._samples.append((group.last_seq, group.bytes_written, group.last_time))
         if self.session is not None:
-            beat = Heartbeat(group.last_seq, group.last_time, self._clock(), group.bytes_written).encode()
+            source = self._source()
+            beat = Heartbeat(
+                group.last_seq, group.last_time, self._clock(), group.bytes_written,
+                source.behind_ns, source.limit_time, source.remark,
+            ).encode()  # fmt: skip
             for link in self.session.links:
                 link.send(beat)
 

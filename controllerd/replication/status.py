@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from controllerd.model.pair_state import PairState
+from controllerd.replication.applier import DomainApplier
 from controllerd.replication.primary import PrimaryPair
 from controllerd.replication.secondary import SecondaryPair
 
@@ -35,8 +36,12 @@ class PairStatus:
             secondary; durable: there for good; applied: visible there.
         lag_s: how old the secondary's image is; 0.0 when it is like the primary's.
         lag_bytes: bytes of records that are not applied.
-        holder: the group that holds the apply domain's line (secondary side), since when
-            and why.
+        unknown_since: secondary: since when nothing is known of what the hosts wrote;
+            ``unheard_why``: why that is so, "" while the primary is heard.
+        diverged_writes, diverged_bytes: after a takeover, what the old primary has behind the
+            cut; None: there was none, or the old primary was not reached yet.
+        holder: the group that holds the apply domain's line, or whose path is cut, since
+            when and why.
     """
 
     pair_id: str
@@ -65,6 +70,10 @@ class PairStatus:
     missing_bytes: int | None
     pending_writes: int
     cut_time: int | None
+    unknown_since: int | None
+    unheard_why: str
+    diverged_writes: int | None
+    diverged_bytes: int | None
     holder: str | None
     holder_since: int | None
     holder_why: str | None
@@ -75,6 +84,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
     record, group, sender, ack = pair.record, pair.group, pair.sender, pair.sender.ack
     now_s = asyncio.get_running_loop().time()
     lag_s = sender.lag.lag_seconds(now_s)
+    cut = pair.active and not sender.connected
     return PairStatus(
         pair_id=record.spec.identity,
         group=record.group,
@@ -102,21 +112,26 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         missing_bytes=max(0, group.bytes_written - sender.bytes_at(ack.received)),
         pending_writes=max(0, ack.received - ack.applied),
         cut_time=None,
-        holder=None,
-        holder_since=None,
-        holder_why=None,
+        unknown_since=None,
+        unheard_why="",
+        diverged_writes=(record.diverged or {}).get("writes"),
+        diverged_bytes=(record.diverged or {}).get("bytes"),
+        holder=record.group if cut else None,
+        holder_since=(sender.last_contact or record.since) if cut else None,
+        holder_why=f"no connection from {record.peer}: {sender.reason}" if cut else None,
     )
 
 
 def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
     """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
-    beat = receiver.beat
+    beat = pair.contact.beat
     now_s = asyncio.get_running_loop().time()
-    lag_s = receiver.lag.lag_seconds(now_s)
+    lag_s = pair.contact.lag.lag_seconds(now_s)
     missing = receiver.missing()
-    holder = pair.domain.holder()
     taken_over = record.state is PairState.SSWS
+    unheard = {name: other.why_unheard() for name, other in by_group.items()}
+    held = None if taken_over else find_holder(pair.domain, by_group, unheard)
     return PairStatus(
         pair_id=record.spec.identity,
         group=record.group,
@@ -137,32 +152,56 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         transferred=Position(intake.next_seq - 1),
         arrived=Position(intake.next_seq - 1, group.last_time),
         durable=Position(intake.durable_seq),
-        applied=Position(intake.applied_seq, group.applied_time),
+        applied=Position(intake.applied_seq, pair.known_time(group.applied_time)),
         lag_s=None if math.isinf(lag_s) or taken_over else lag_s,
-        lag_bytes=None if missing is None or taken_over else missing[1] + group.pending.bytes,
+        lag_bytes=None if missing is None or missing[1] is None or taken_over else missing[1] + group.pending.bytes,
         missing_writes=None if missing is None else missing[0],
         missing_bytes=None if missing is None else missing[1],
         pending_writes=len(group.pending),
-        cut_time=None if taken_over else pair.domain.cut_time,
-        holder=None if holder is None or taken_over else holder.group,
-        holder_since=None if holder is None or taken_over else holder.since,
-        holder_why=None if holder is None or taken_over else why_held(holder.group, by_group),
+        cut_time=None if taken_over else pair.known_time(pair.domain.cut_time),
+        unknown_since=None if taken_over else pair.contact.unknown_since,
+        unheard_why=unheard[group.name],
+        diverged_writes=(record.diverged or {}).get("writes"),
+        diverged_bytes=(record.diverged or {}).get("bytes"),
+        holder=None if held is None else held.group,
+        holder_since=None if held is None else held.since,
+        holder_why=None if held is None else held.why,
     )
 
 
-def why_held(name: str, by_group: dict[str, SecondaryPair]) -> str:
-    """Why group ``name`` does not let the line move, for people."""
-    pair = by_group.get(name)
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What holds the line of an apply domain: a group, since when (wall ns), and why, for people."""
+
+    group: str
+    since: int
+    why: str
+
+
+def find_holder(domain: DomainApplier, by_group: dict[str, SecondaryPair], unheard: dict[str, str]) -> Held | None:
+    """Which group holds the line, or else whose path from the primary is cut; None: the line is free.
+
+    ``unheard``: for each group why its primary is not heard, "" if it is.
+    """
+    holder = domain.holder()
+    if holder is not None:
+        return Held(holder.group, holder.since, _why_held(by_group.get(holder.group), unheard))
+    cut = [(by_group[name].contact.unknown_since, name) for name, why in unheard.items() if why]
+    if not cut:
+        return None
+    since, name = min(cut)
+    return Held(name, since, unheard[name])
+
+
+def _why_held(pair: SecondaryPair | None, unheard: dict[str, str]) -> str:
     if pair is None:
         return "the group has no pair"
     if pair.domain.fault is not None:
         return f"applying stopped: {pair.domain.fault}"
-    if not pair.active:
-        return f"the pair is {pair.record.state.value}: {pair.record.reason}"
     if pair.stall is not None:
         return f"what arrives finds no room: {pair.stall}"
-    if not pair.receiver.connected:
-        return f"no connection: {pair.receiver.reason}"
+    if unheard[pair.group.name]:
+        return unheard[pair.group.name]
     if pair.group.durable_seq < pair.group.last_seq:
         return "waiting for the journal to be durable"
     return "no later write or tick of this group has arrived"

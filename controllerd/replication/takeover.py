@@ -24,18 +24,17 @@ from typing import Any, Final
 from controllerd.model.apply_plan import FinalPlan
 from controllerd.model.errors import Busy, NotFound
 from controllerd.model.pair_state import PairEvent, PairState, Role, next_state
-from controllerd.model.records import Kind
+from controllerd.model.records import DATA_KINDS
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.context import Context
 from controllerd.replication.secondary import SecondaryPair
-from controllerd.replication.status import why_held
+from controllerd.replication.status import find_holder
 from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
 from controllerd.storage.volume import Volume
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
-_DATA_KINDS: Final = frozenset({int(Kind.WRITE), int(Kind.ZEROES), int(Kind.TRIM)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,8 @@ class TakeoverGroup:
 
     ``primary_seq`` and ``primary_time`` are the newest the primary told of, ``primary_age_s``
     how long ago; ``missing_writes`` and ``missing_bytes`` what of that never arrived;
-    ``unusable`` what arrived behind the cut. None: not known here.
+    ``unusable`` what arrived behind the cut. None: not known here. What the hosts wrote since
+    ``unknown_since`` (wall ns), ``unknown_s`` ago, may be missing without this side knowing.
     """
 
     pair_id: str
@@ -67,6 +67,9 @@ class TakeoverGroup:
     primary_seq: int | None
     primary_time: int | None
     primary_age_s: float | None
+    unknown_since: int
+    unknown_s: float
+    unheard_why: str
     missing_writes: int | None
     missing_bytes: int | None
     unusable_writes: int
@@ -77,12 +80,21 @@ class TakeoverGroup:
 
 @dataclass(frozen=True, slots=True)
 class TakeoverReport:
-    """A takeover, or a preview of one. ``rpo_s``: seconds of write time that are missing; ``rto_s``: its duration."""
+    """A takeover, or a preview of one. ``rto_s``: its duration.
+
+    ``rpo_s``: seconds of the hosts' writes that are missing at the most: ``rpo_known_s`` of what
+    the primary told of, and ``unknown_s`` since ``unknown_since`` (wall ns), of which nothing is
+    known here; ``unheard_why`` says why not. None: not known.
+    """
 
     domain: str
     preview: bool
     cut_time: int
     rpo_s: float | None
+    rpo_known_s: float | None
+    unknown_since: int
+    unknown_s: float
+    unheard_why: str
     rto_s: float | None
     phases_s: dict[str, float]
     holder: str | None
@@ -108,6 +120,8 @@ class Takeover:
         self._pairs = sorted(pairs, key=lambda pair: pair.group.name)
         self._context = context
         self._by_group = {pair.group.name: pair for pair in pairs}
+        # As it was before the takeover itself closes the connections.
+        self._unheard = {pair.group.name: pair.why_unheard() for pair in pairs}
 
     # ---- what it would give ----------------------------------------------------------
 
@@ -142,16 +156,22 @@ class Takeover:
 
     def _report(self, cut: _Cut, rto_s: float | None = None, phases: dict[str, float] | None = None) -> TakeoverReport:
         groups = tuple(self._describe(pair, cut) for pair in self._pairs)
-        holder = self._domain.holder()
+        held = find_holder(self._domain, self._by_group, self._unheard)
+        known_s = self._known_rpo_s(groups)
+        unheard = max(groups, key=lambda group: group.unknown_s)
         return TakeoverReport(
             domain=self._domain.name,
             preview=rto_s is None,
-            cut_time=cut.time,
-            rpo_s=self._rpo_s(groups),
+            cut_time=min(pair.known_time(cut.time) for pair in self._pairs),
+            rpo_s=None if known_s is None else known_s + unheard.unknown_s,
+            rpo_known_s=known_s,
+            unknown_since=unheard.unknown_since,
+            unknown_s=unheard.unknown_s,
+            unheard_why=unheard.unheard_why,
             rto_s=rto_s,
             phases_s=phases or {},
-            holder=None if holder is None else holder.group,
-            holder_why=None if holder is None else why_held(holder.group, self._by_group),
+            holder=None if held is None else held.group,
+            holder_why=None if held is None else held.why,
             groups=groups,
             warnings=tuple(self._warnings()),
         )
@@ -165,12 +185,12 @@ class Takeover:
         for entry in group.pending:
             if entry.sequence <= cut_seq:
                 cut_time = entry.time
-            elif entry.kind in _DATA_KINDS:
+            elif entry.kind in DATA_KINDS:
                 writes, size = lost.get(entry.volume, (0, 0))
                 lost[entry.volume] = (writes + 1, size + entry.length)
-        beat = pair.receiver.beat
+        contact = pair.contact
+        beat = contact.beat
         missing = pair.receiver.missing()
-        contact = pair.receiver.last_contact
         return TakeoverGroup(
             pair_id=record.spec.identity,
             group=group.name,
@@ -179,10 +199,13 @@ class Takeover:
             mode=record.spec.mode,
             state=record.state.value,
             cut_seq=cut_seq,
-            cut_time=cut_time,
+            cut_time=pair.known_time(cut_time),
             primary_seq=None if beat is None else beat.last_seq,
             primary_time=None if beat is None else beat.last_time,
-            primary_age_s=None if contact is None else max(0.0, (self._context.clock() - contact) / 1e9),
+            primary_age_s=None if beat is None else contact.heard_age_s,
+            unknown_since=contact.unknown_since,
+            unknown_s=contact.unknown_s,
+            unheard_why=self._unheard[group.name],
             missing_writes=None if missing is None else missing[0],
             missing_bytes=None if missing is None else missing[1],
             unusable_writes=sum(writes for writes, _ in lost.values()),
@@ -193,7 +216,7 @@ class Takeover:
             ),
         )
 
-    def _rpo_s(self, groups: tuple[TakeoverGroup, ...]) -> float | None:
+    def _known_rpo_s(self, groups: tuple[TakeoverGroup, ...]) -> float | None:
         """Seconds of write time between the newest the primary told of and what is in the image."""
         if any(pair.record.time_source == "sequence" for pair in self._pairs):
             return None
@@ -371,6 +394,7 @@ class Takeover:
             pair.record.fence = {
                 "generation": generations[pair.group.name], "cut_seq": cut_seq, "reason": "takeover by order",
             }  # fmt: skip
+            pair.record.diverged = {"cut_seq": cut_seq, "last_seq": cut_seq}
             context.move(pair.record, PairEvent.TAKEOVER, f"taken over at record {cut_seq}")
             self._domain.remove(pair.group.name)
             pair.intake.close()

@@ -23,7 +23,7 @@ _CHECK_LIMIT_S = 300
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What ``hostsim check`` says of a copy. transfers: complete ones that it shows; missing_transfers: acknowledged
-    ones that it lacks; rpo_s: from the oldest acknowledged write that it lacks to the last acknowledged one."""
+    ones that it lacks."""
 
     consistent: bool
     violations: int
@@ -31,7 +31,6 @@ class Checked:
     half_done: int
     missing_transfers: int
     missing_writes: int
-    rpo_s: float
 
 
 class Hosts:
@@ -89,7 +88,6 @@ class Hosts:
             half_done=sum(chain["begun"] for chain in report["chains"]),
             missing_transfers=report["missing_transfers"],
             missing_writes=report["missing_writes"],
-            rpo_s=report["rpo_s"],
         )
 
 

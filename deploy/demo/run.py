@@ -152,19 +152,22 @@ class Demo:
         print(f"  $ mgmtctl takeover {controller.name} --yes", flush=True)
         self.orders.show("volume", "list", "--controller", controller.name)
         self.verdicts.figure(f"takeover at {controller.name} took (RTO)", f"{answer['rto_s']:.2f} s")
-        if answer["rpo_s"] is not None:
-            lacks = f"{answer['rpo_s'] * 1000:.1f} ms of C's writes"
-            self.verdicts.figure(f"{controller.name} says it lacks (RPO)", lacks)
+        known = "unknown" if answer["rpo_known_s"] is None else f"{answer['rpo_known_s'] * 1000:.1f} ms known"
+        lacks = f"{known}, and up to {answer['unknown_s']:.1f} s that it did not hear of"
+        self.verdicts.figure(f"{controller.name} says it lacks (RPO)", lacks)
+        self.verdicts.figure(f"{controller.name} last heard its primary", _clock(answer["unknown_since"]))
         return int(answer["cut_time"])
 
     def _judge_far_site(self, cut_time: int) -> None:
         _say("What B has: the bank, and every file that B's cut says it has")
         checked = self._hosts.check(_bank_uris(self.site.b), lossless=False)
         self._judge_bank("B", checked)
-        lost = f"{checked.missing_transfers} transfers, {checked.missing_writes} writes; {checked.rpo_s * 1000:.1f} ms"
-        self.verdicts.figure("last acknowledged by C", _clock(self._hosts.last_acknowledged()))
+        last = self._hosts.last_acknowledged()
+        self.verdicts.figure("last acknowledged by C", _clock(last))
         self.verdicts.figure("last write time in B's image", _clock(cut_time))
-        self.verdicts.figure("acknowledged by C, not at B (RPO)", lost)
+        self.verdicts.figure("between the two (RPO)", f"{max(0, last - cut_time) / 1e6:.1f} ms")
+        lost = f"{checked.missing_transfers} transfers, {checked.missing_writes} writes"
+        self.verdicts.figure("acknowledged by C, not at B", lost)
         self._judge_files(self.site.b, cut_time)
 
     def _judge_near_site(self) -> None:

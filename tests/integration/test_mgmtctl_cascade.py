@@ -132,9 +132,14 @@ def test_cascade_from_nothing_to_takeover(site: Site, capsys: pytest.CaptureFixt
     wait_for("the cut link to be noticed", lambda: not operator.pairs("B")["B", "g1", "secondary"]["connected"])
     lag = operator.pairs("B")["B", "g1", "secondary"]["lag_s"]
     wait_for("the lag to grow", lambda: operator.pairs("B")["B", "g1", "secondary"]["lag_s"] > lag)
+    assert "no connection to A" in operator.pairs("B")["B", "g1", "secondary"]["holder_why"]
+    shown = operator.good("takeover B --preview")
+    assert "0 s known; the primary may have acknowledged up to" in shown
+    assert "none known" in shown
     report = operator.ask("takeover B --yes")
     assert {group["group"]: group["missing_writes"] for group in report["groups"]} == {"g1": 0, "g2": 0}
-    assert report["rpo_s"] == 0
+    assert report["rpo_known_s"] == 0
+    assert report["rpo_s"] > lag
     assert operator.ask("volume show B:g1v")["writable"]
     assert has_pattern(site.b.uri("g1v"))
     write(site.b.uri("g2v"))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from controllerd.model.errors import Busy, Conflict, NoSpace, Unreachable
+from mgmtctl import pair_create
 from mgmtctl.errors import ExitCode
 from mgmtctl.main import main
 from tests.unit.management.api_thread import Served, served
@@ -269,6 +270,20 @@ def test_silent_port_is_a_time_out(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert "may still be under way" in err
 
 
+def test_pair_whose_sides_do_not_find_each_other_is_not_called_good(
+    run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_create, "CONNECT_LIMIT_S", 0.2)
+    for controller in sites.controllers.values():
+        controller.pairs.connected = False
+    primary(run)
+    code, out, err = pair(run)
+    assert (code, "created" in out) == (0, True)
+    assert "nothing is mirrored, not connected yet: B says: A at 127.0.0.1:2: Connection refused" in err
+    assert "not connected yet: A says: B at" in err
+    assert "PAIR, cut" in good(run, "status")
+
+
 def test_takeover_says_what_is_lost_and_does_it(run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     primary(run)
     assert pair(run)[0] == 0
@@ -316,6 +331,18 @@ def test_status_shows_the_rest_when_one_does_not_answer(run: Run, tmp_path: Path
     assert err.startswith("warning: controller gone (http://127.0.0.1:1) does not answer")
     code, out, _ = run("status", "--json")
     assert [one["reachable"] for one in json.loads(out)["controllers"]] == [True, True, False]
+
+
+def test_status_on_a_narrow_terminal_breaks_no_cell(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    primary(run)
+    assert pair(run)[0] == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    out = good(run, "status", "--watch", "--interval", "0.1", "--count", "1")
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert "A:g1 primary of B:g1, async, connected" in lines
+    assert "  PAIR   lag 1.500 s, 4 KiB" in lines
+    assert "  held by group g2 for 2.000 s: no connection" in lines
+    assert all(len(line) <= 80 for line in lines)
 
 
 def test_status_watch_refreshes(run: Run) -> None:

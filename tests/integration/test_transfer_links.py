@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from controllerd.model.errors import NotAuthorised, Unreachable
+from controllerd.model.pair_state import Role
 from controllerd.replication.frames import FrameType, encode_data_header, encode_frame
 from controllerd.replication.links import dial
 from controllerd.replication.messages import Fence, Hello, Pull
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
 from tests.certificates import Authority
-from tests.integration.transfer_site import KEY, Site, caught_up, connect, pair, until
+from tests.integration.transfer_site import KEY, Site, caught_up, connect, pair, spec, until
 
 OTHER_KEY = b"not the key that the site is given"
 
@@ -120,6 +121,32 @@ async def test_wrong_key_is_refused_on_both_sides(pair_of_sites: tuple[Site, Sit
     with pytest.raises((Unreachable, NotAuthorised)):
         await dial(settings_of(a, key=OTHER_KEY), "A")
     await still_works(a, b)
+
+
+async def test_wrong_key_is_named_once_on_both_sides(tmp_path: Path) -> None:
+    a = Site("A", tmp_path / "A")
+    b = Site("B", tmp_path / "B", shared_key=OTHER_KEY)
+    for site in (a, b):
+        await site.start()
+        site.make({"g": ["v"]})
+    connect(a, b)
+    order = spec(a, "g", b)
+    await b.pairs.create(Role.SECONDARY, order)
+    await a.pairs.create(Role.PRIMARY, order)
+    await until(lambda: a.pairs._acceptor.refused >= 4, a, b)
+    await until(lambda: "refused at" in a.pairs.status()[0].link_reason, a, b)
+    assert [facts for event, facts in a.events if event == "peer-refused"] == [
+        {"address": "127.0.0.1", "claims": "B", "reason": "controller 'B' did not prove that it has the shared key"}
+    ]
+    (told,) = [facts for event, facts in b.events if event == "pair-not-connected"]
+    assert f"A at 127.0.0.1:{a.port}: it closed the connection at our proof" in str(told["reason"])
+    assert "its shared key is another one" in b.pairs.status()[0].link_reason
+    await b.crash()
+    b.changes["shared_key"] = KEY
+    await b.start()
+    await until(lambda: a.pairs.primaries[order.identity].sender.connected, a, b)
+    for site in (a, b):
+        await site.stop()
 
 
 async def test_another_controller_than_the_one_meant_is_not_spoken_to(pair_of_sites: tuple[Site, Site]) -> None:

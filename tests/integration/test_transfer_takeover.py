@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import Busy, NoSpace, NotFound, ReadOnly
+from controllerd.model.errors import Busy, Conflict, NoSpace, NotFound, ReadOnly
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication import takeover
 from controllerd.replication.settings import Endpoint, PeerSettings
@@ -120,8 +120,8 @@ async def test_missing_writes_and_bytes_are_known_from_the_last_heartbeat(duo: D
     for index in range(5):
         a.put("v", 100 + index, b"missing")
     last = a.group("g").last_seq
-    receiver = b.pairs.secondaries[identity].receiver
-    await until(lambda: receiver.beat is not None and receiver.beat.last_seq >= last)
+    contact = b.pairs.secondaries[identity].contact
+    await until(lambda: contact.beat is not None and contact.beat.last_seq >= last)
     group = next(group for group in b.pairs.preview().groups if group.group == "g")
     assert group.missing_writes is not None
     assert group.missing_writes >= 5
@@ -291,7 +291,7 @@ async def test_takeover_in_the_middle_of_a_cascade_keeps_the_last_leg_running(tm
     generation = a.group("g").generation
     await c.crash()
     report = await a.pairs.takeover()
-    assert report.rpo_s == 0.0
+    assert report.rpo_known_s == 0.0
     assert await check_prefix(a, 60) == 40
     sessions = b.pairs.secondaries["A:g-B:g"].receiver.sessions
     await write_some(a, 20, 40)
@@ -307,6 +307,61 @@ async def test_takeover_in_the_middle_of_a_cascade_keeps_the_last_leg_running(tm
     await until(lambda: c.group("g").write_error is not None)
     with pytest.raises(ReadOnly):
         c.put("v", 0, b"x")
+    for site in (c, a, b):
+        await site.stop()
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+async def test_writes_of_the_old_primary_behind_the_cut_are_named_on_both_sides(duo: Duo, behind: int) -> None:
+    a, b = duo.a, duo.b
+    await write_some(a, 10)
+    await caught_up(a, b, "g", "h")
+    duo.proxy.refusing = True
+    duo.proxy.cut()
+    for index in range(behind):
+        await a.write("v", 500 + index, b"only here")
+    report = await b.pairs.takeover()
+    await b.write("v", 0, b"new")
+    cut = {group.group: group.cut_seq for group in report.groups}
+    duo.proxy.refusing = False
+    fenced = b.pairs.secondaries
+    await until(lambda: all(pair.record.fence is None for pair in fenced.values()), a, b)
+    for site, role in ((a, "primary"), (b, "secondary")):
+        for _ in range(2):
+            status = next(status for status in site.pairs.status() if (status.group, status.role) == ("g", role))
+            assert status.state == PairState.SSWS
+            assert status.diverged_writes == behind
+            if behind:
+                assert status.diverged_bytes == behind * 4096
+                assert f"diverged: {behind} writes, 12 KiB behind record {cut['g']}" in status.reason
+            else:
+                assert "diverged" not in status.reason
+            assert sum(facts.get("writes") == behind for event, facts in site.events if event == "pair-diverged") == (
+                1 if behind else 0
+            )
+            await site.crash()
+            await site.start()
+
+
+async def test_takeover_of_a_group_that_was_taken_over_further_on_is_refused(tmp_path: Path) -> None:
+    c, a, b = (Site(name, tmp_path / name) for name in "CAB")
+    for site in (c, a, b):
+        await site.start()
+        site.make({"g": ["v"]})
+    connect(c, a, b)
+    await pair(c, "g", a, mode="sync")
+    identity = await pair(a, "g", b)
+    await c.write("v", 0, b"x")
+    await caught_up(a, b, "g")
+    await c.crash()
+    await b.pairs.takeover()
+    await until(lambda: a.pairs.primaries[identity].record.state == PairState.SSWS, a, b)
+    with pytest.raises(Conflict, match="taken over by B"):
+        await a.pairs.takeover()
+    await a.pairs.delete(identity, force=True)
+    await a.pairs.takeover()
+    await a.write("v", 0, b"by order")
+    await c.start()
     for site in (c, a, b):
         await site.stop()
 

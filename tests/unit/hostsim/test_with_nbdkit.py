@@ -287,6 +287,17 @@ def test_check_finds_a_volume_rolled_back(servers: list[Server], directory: Path
     assert hostsim("check", *images(servers)).returncode == 0
 
 
+def test_check_of_volumes_without_a_bank_has_its_own_verdict_and_code(directory: Path) -> None:
+    blank = directory / "blank"
+    blank.write_bytes(bytes(1 << 20))
+    checked = hostsim("check", "--volume", str(blank))
+    assert checked.returncode == 4
+    assert "NOTHING TO JUDGE" in checked.stdout
+    assert "consistent" not in checked.stdout
+    checked = hostsim("check", "--volume", str(blank), "--json")
+    assert (checked.returncode, json.loads(checked.stdout)["formatted"]) == (4, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -38,6 +38,7 @@ class FakePairs:
         self.fail: RemoteCopyError | None = None
         self.orders: list[PairCreate] = []
         self.taken_over: list[str] = []
+        self.connected = True
 
     def _failing(self) -> None:
         if self.fail is not None:
@@ -90,7 +91,8 @@ class FakePairs:
             mode=order.mode,
             domain=order.domain,
             order=order.order,
-            connected=True,
+            connected=self.connected,
+            reason=None if self.connected else f"{order.peer} at 127.0.0.1:2: Connection refused",
             volumes=order.volumes,
         )
         self.known[key] = pair
@@ -127,7 +129,11 @@ class FakePairs:
             domain=domain,
             preview=preview,
             cut_time=NOW,
-            rpo_s=0.25,
+            rpo_s=12.75,
+            rpo_known_s=0.25,
+            unknown_since=NOW - 12_500_000_000,
+            unknown_s=12.5,
+            unheard_why="no connection to B: refused",
             rto_s=None if preview else 0.5,
             holder="g1",
             holder_why="no connection",
@@ -142,6 +148,8 @@ class FakePairs:
                     cut_seq=7,
                     cut_time=NOW,
                     primary_seq=9,
+                    unknown_since=NOW - 12_500_000_000,
+                    unknown_s=12.5,
                     missing_writes=2,
                     missing_bytes=8192,
                     unusable_writes=1,

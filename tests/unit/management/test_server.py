@@ -222,7 +222,7 @@ async def test_stop_waits_for_the_order_under_way(start: Start, controller: Fake
     async def slow(_domain: str) -> Any:
         started.set()
         await release.wait()
-        return {"domain": "default", "preview": False, "cut_time": 1, "groups": []}
+        return {"domain": "default", "preview": False, "cut_time": 1, "unknown_since": 1, "unknown_s": 0, "groups": []}
 
     controller.pairs.takeover = slow  # type: ignore[assignment,method-assign]
     api = await start()

@@ -175,3 +175,24 @@ def test_nothing_known_is_infinite() -> None:
     clock.heartbeat(3, WALL * NS, 5.0)
     clock.applied(2)
     assert clock.lag_seconds(5.0) == math.inf
+
+
+def test_cut_link_shows_its_lag_at_once_until_the_next_heartbeat() -> None:
+    clock = LagClock(FRESH_S)
+    clock.applied(7)
+    clock.heartbeat(7, WALL * NS, 10.0)
+    clock.cut()
+    assert clock.lag_seconds(10.2) == pytest.approx(0.2)
+    clock.heartbeat(7, (WALL + 1) * NS, 11.0)
+    assert clock.lag_seconds(11.2) == 0.0
+
+
+def test_peer_that_is_behind_itself_makes_the_image_older() -> None:
+    clock = LagClock(FRESH_S)
+    clock.applied(9)
+    for second in range(30):
+        clock.heartbeat(7, (WALL + second) * NS, 100.0 + second, behind_s=float(second))
+    assert clock.lag_seconds(129.0) == pytest.approx(29.0)
+    assert clock.consistent_wall_ns == WALL * NS
+    clock.heartbeat(9, (WALL + 30) * NS, 130.0, behind_s=0.1)
+    assert clock.lag_seconds(130.0) == 0.0

@@ -54,8 +54,8 @@ def test_message_with_a_missing_or_wrong_field_is_refused(kind: Any) -> None:
 
 
 def test_field_of_a_newer_version_is_ignored() -> None:
-    document = {"pair": "p", "something": [1, 2]}
-    assert Fenced.decode_untrusted(memoryview(json.dumps(document).encode())) == Fenced("p")
+    document = {"event": "fail", "reason": "r", "something": [1, 2]}
+    assert Notice.decode_untrusted(memoryview(json.dumps(document).encode())) == Notice("fail", "r")
 
 
 @given(st.binary(max_size=300))
@@ -63,8 +63,12 @@ def test_garbage_is_refused_with_the_formats_own_error(garbage: bytes) -> None:
     for kind in KINDS:
         with pytest.raises(FrameError):
             kind.decode_untrusted(memoryview(garbage))
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(47), bytes(48) + b"\xff", bytes(48) + b"x" * (MAX_TEXT + 1)])
+def test_wrong_heartbeat_is_refused(payload: bytes) -> None:
     with pytest.raises(FrameError):
-        decode_heartbeat_untrusted(memoryview(garbage + bytes(33)))
+        decode_heartbeat_untrusted(memoryview(payload))
 
 
 def test_deep_json_is_refused() -> None:
@@ -91,7 +95,9 @@ def test_ack_is_read_back_or_refused_when_it_contradicts_itself(
             decode_ack_untrusted(payload, flags)
 
 
-@given(numbers, numbers, numbers, numbers)
-def test_heartbeat_is_read_back_as_sent(last_seq: int, last_time: int, wall_ns: int, bytes_total: int) -> None:
-    beat = Heartbeat(last_seq, last_time, wall_ns, bytes_total)
+@given(numbers, numbers, numbers, numbers, numbers, numbers, st.text(max_size=MAX_TEXT))
+def test_heartbeat_is_read_back_as_sent(
+    last_seq: int, last_time: int, wall_ns: int, bytes_total: int, behind_ns: int, limit_time: int, remark: str
+) -> None:
+    beat = Heartbeat(last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time, remark)
     assert decode_heartbeat_untrusted(memoryview(beat.encode()[HEADER_SIZE:])) == beat

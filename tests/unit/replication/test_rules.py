@@ -236,7 +236,7 @@ def test_fence_that_came_while_blocked_stays() -> None:
 
 def make_record() -> PairRecord:
     spec = PairSpec("A", "g", "B", "h", (PairVolume("v", "w", 7, 4096),), mode="sync", sync_timeout_s=2.5)
-    return PairRecord(spec, Role.SECONDARY, PairState.PSUE, 5, "why", runs=[(1, 2), (9, 3)], fence={"cut_seq": 4})
+    return PairRecord(spec, Role.SECONDARY, PairState.PSUE, 5, 4, "why", runs=[(1, 2), (9, 3)], fence={"cut_seq": 4})
 
 
 def test_record_is_read_back_as_kept() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from controllerd.replication.links import Link
 from controllerd.replication.messages import Ack, Pull
-from controllerd.replication.sender import Sender
+from controllerd.replication.sender import Sender, Source
 
 
 def _pull(epoch: int, next_seq: int, durable_seq: int) -> Pull:
@@ -21,7 +21,7 @@ async def test_position_of_a_new_session_confirms_nothing_that_is_not_durable() 
         last_seq=9, last_time=9, on_commit=[], set_retention=lambda *_: None, read_journal=lambda *_: None
     )
     nothing: Any = SimpleNamespace(session_changed=lambda: None)
-    sender = Sender("p", cast(Any, group), nothing, lambda: 0, 1.0)
+    sender = Sender("p", cast(Any, group), nothing, lambda: 0, 1.0, Source)
     link = cast(Link, SimpleNamespace(writable=True, closed=False, close=lambda _: None))
     sender.attach(link, _pull(1, next_seq=8, durable_seq=5), 0)
     assert sender.ack.received == 5

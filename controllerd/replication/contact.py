@@ -1,0 +1,147 @@
+"""Contact: what a secondary knows of its primary's present, and since when it knows nothing.
+
+Owns: the newest heartbeat, the lag made of heartbeats, the write time up to which the
+image may be claimed, and the part of it that is kept over a restart.
+Never: talks to anybody, or reads a clock but those it is given.
+
+What a reader would get wrong: only a heartbeat counts. A refusal also comes from the
+primary, but says that it may have gone on alone since its last heartbeat (I14).
+
+A primary that is a synchronous secondary itself (cascade) says in its heartbeats how long
+ago it heard its own primary. While it does not, it gives itself ticks, whose times are
+later than anything it knows of: `limit_time` is where what is known ends.
+
+Source: spec §4.3-4.4, §5.5, §7.6; invariant I14.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from controllerd.model.lag import LagClock
+from controllerd.replication.messages import Heartbeat
+from controllerd.storage.catalogue import Catalogue
+
+FACT: Final = "replication-contacts"
+KEEP_S: Final = 5.0
+"""How often contacts are kept while a primary writes."""
+KEEP_IDLE_S: Final = 60.0
+"""How often while all are idle: a system at rest costs next to nothing."""
+_NS: Final = 1_000_000_000
+
+
+class Contact:
+    """Contact with the primary of one pair; the pair was ``created`` (wall ns) with equal volumes.
+
+    ``clock`` gives wall ns, ``now_s`` monotonic seconds; ``fresh_s`` as in `LagClock`.
+    """
+
+    def __init__(self, created: int, clock: Callable[[], int], now_s: Callable[[], float], fresh_s: float) -> None:
+        self.lag = LagClock(fresh_s)
+        self.beat: Heartbeat | None = None
+        """Newest heartbeat of the primary, of this session or an earlier one."""
+        self._created = created
+        self._clock = clock
+        self._now_s = now_s
+        self._limit_time = 0
+        self._limit_through: int | None = None
+        """Number that has to be applied before the limit falls; None: it stands."""
+
+    def heartbeat(self, beat: Heartbeat, heard_s: float) -> None:
+        """A heartbeat came in at ``heard_s``."""
+        self.beat = beat
+        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=beat.behind_ns / _NS)
+        if beat.limit_time:
+            self._limit_time, self._limit_through = beat.limit_time, None
+        elif self._limit_time and self._limit_through is None:
+            self._limit_through = beat.last_seq
+
+    def applied(self, sequence: int) -> None:
+        """Everything up to the primary's record ``sequence`` is visible."""
+        self.lag.applied(sequence)
+        if self._limit_through is not None and sequence >= self._limit_through:
+            self._limit_time, self._limit_through = 0, None
+
+    # ---- what is asked for -----------------------------------------------------------
+
+    @property
+    def limit_time(self) -> int:
+        """Write time up to which the primary knew everything; 0: its times say it themselves."""
+        return self._limit_time
+
+    @property
+    def heard_age_s(self) -> float:
+        """Seconds since the last heartbeat, or since the pair was created."""
+        if math.isinf(self.lag.heard_s):
+            return max(0.0, (self._clock() - self._created) / _NS)
+        return max(0.0, self._now_s() - self.lag.heard_s)
+
+    @property
+    def unknown_s(self) -> float:
+        """Seconds for which nothing is known of what the hosts wrote."""
+        return self.heard_age_s + (self.beat.behind_ns / _NS if self.beat is not None else 0.0)
+
+    @property
+    def heard_at(self) -> int:
+        """Wall ns of the last heartbeat."""
+        return self._clock() - round(self.heard_age_s * _NS)
+
+    @property
+    def unknown_since(self) -> int:
+        """Wall ns since when nothing is known."""
+        return self._clock() - round(self.unknown_s * _NS)
+
+    # ---- over restarts -----------------------------------------------------------------
+
+    def document(self) -> dict[str, Any] | None:
+        """What is kept, as JSON values; None: nothing was heard yet."""
+        if self.beat is None:
+            return None
+        return {
+            "created": self._created, "heard_at": self.heard_at, "beat": asdict(self.beat),
+            "limit_time": self._limit_time, "limit_through": self._limit_through,
+        }  # fmt: skip
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Go on from what an earlier run kept; what another pair of the same name kept is nothing to this one."""
+        if document["created"] != self._created:
+            return
+        age_s = max(0.0, (self._clock() - document["heard_at"]) / _NS)
+        self.heartbeat(Heartbeat(**document["beat"]), self._now_s() - age_s)
+        self.lag.cut()
+        self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
+
+
+class KeptContacts:
+    """The contacts of all pairs of one controller, kept together in one fact of the catalogue."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._kept_s = -math.inf
+        self._seen: dict[str, int] = {}
+
+    def restore(self, contacts: Mapping[str, Contact]) -> None:
+        """Give each pair's contact what the run before kept of it."""
+        kept: dict[str, Any] = self._catalogue.get_fact(FACT) or {}
+        for name, contact in contacts.items():
+            if name in kept:
+                contact.restore(kept[name])
+
+    def keep(self, contacts: Mapping[str, Contact], now_s: float) -> None:
+        """Keep them if it is time; a crash makes what is known older by what was not kept, never newer."""
+        if now_s - self._kept_s >= (KEEP_S if _numbers(contacts) != self._seen else KEEP_IDLE_S):
+            self.keep_now(contacts, now_s)
+
+    def keep_now(self, contacts: Mapping[str, Contact], now_s: float) -> None:
+        """Keep them; durable on return."""
+        self._kept_s = now_s  # also when it fails: it is tried again next time
+        documents = {name: contact.document() for name, contact in contacts.items()}
+        self._catalogue.put_fact(FACT, {name: found for name, found in documents.items() if found is not None})
+        self._seen = _numbers(contacts)
+
+
+def _numbers(contacts: Mapping[str, Contact]) -> dict[str, int]:
+    return {name: contact.beat.last_seq for name, contact in contacts.items() if contact.beat is not None}
