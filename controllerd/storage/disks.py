@@ -18,8 +18,8 @@ from controllerd.model.errors import BadOrder, Conflict, NoSpace
 from controllerd.storage.io import AbsentFile, File, Files
 from controllerd.storage.pools import Disk
 
-OWN_DISKS: Final = "disks"
-"""The only place below the data directory where disks may lie."""
+_OWN: Final = ("journals/", "catalogue.", "lock")
+"""How the names of the controller's own files below its data directory begin."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _IN_USE: Final = "is in use as a disk, of this controller or of another one"
 
@@ -101,8 +101,9 @@ def _check_place(files: Files, name: str, path: str, data_directory: str) -> Non
     """Refuse the controller's own files.
 
     Raises:
-        Conflict: ``path`` is below the data directory and not where disks lie.
+        Conflict: ``path`` is one of them.
     """
-    real, own = files.resolve(path), files.resolve(data_directory)
-    if real.startswith(f"{own}/") and not real.startswith(f"{own}/{OWN_DISKS}/"):
-        raise Conflict(f"disk {name}: {path} lies in the data directory, where only {OWN_DISKS}/ may hold disks")
+    own = f"{files.resolve(data_directory)}/"
+    real = files.resolve(path)
+    if real.startswith(own) and real[len(own) :].startswith(_OWN):
+        raise Conflict(f"disk {name}: {path} is the controller's own: its data directory holds more than disks")

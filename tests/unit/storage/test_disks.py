@@ -67,13 +67,15 @@ def test_disk_of_another_controller_is_not_taken(tmp_path: Path, system: Storage
     other.close()
 
 
-@pytest.mark.parametrize("name", ["journals/000001/00000001.seg", "catalogue.sqlite", "new", "journals/new"])
+@pytest.mark.parametrize(
+    "name", ["journals/000001/00000001.seg", "catalogue.sqlite", "catalogue.sqlite-wal", "journals/new"]
+)
 def test_own_files_of_the_controller_are_no_disks(tmp_path: Path, system: StorageSystem, name: str) -> None:
     path = tmp_path / "c" / name
     (tmp_path / "c/journals/000001").mkdir(parents=True)
     (tmp_path / "c/journals/000001/00000001.seg").write_bytes(b"records")
     before = path.read_bytes() if path.exists() else None
-    with pytest.raises(Conflict, match="lies in the data directory"):
+    with pytest.raises(Conflict, match="is the controller's own"):
         system.create_disk("other", str(path), _SIZE, erase=True)
     assert (path.read_bytes() if path.exists() else None) == before
 
