@@ -308,7 +308,7 @@ class Group:
         """Stage making a range read as zeros; returns the sequence number.
 
         ``no_hole``: the range is to have its space, now and later, so zeros are written like any other data; then
-        ``length`` bytes of memory are taken.
+        ``length`` bytes of memory and journal are taken, and it is limited like that of a write.
 
         Raises: as `stage_write`.
         """

@@ -89,6 +89,7 @@ async def test_kernel_keeps_xfs_across_kill_and_restart_and_disconnects_in_the_m
         tmp_path,
         served.variables,
         {"server-killed": served.kill_and_restart, "disconnected": served.has_no_sessions},
+        limit_s=330,
         files=[_LIBRARY],
     )
     print(result.console)

@@ -247,7 +247,10 @@ class Case:
             if rng.random() < 0.5:
                 offset, length = 0, rng.randint(1, volume.size)
             trim = rng.random() < 0.5
-            sequence = group.stage_zeroes(volume, offset, length, trim=trim, no_hole=not trim and rng.random() < 0.5)
+            no_hole = not trim and rng.random() < 0.5
+            if no_hole:  # it is journaled as data, so the limit of a write holds for it
+                length = min(length, MAX_WRITE)
+            sequence = group.stage_zeroes(volume, offset, length, trim=trim, no_hole=no_hole)
             model.record(sequence, Write(volume.name, offset, length, None))
 
     def acknowledge(self, group: Group, sequence: int, error: RemoteCopyError | None) -> None:
