@@ -34,10 +34,9 @@ def create_disk(
     with session_of(context).client(owner, long=True) as client:
         with output.spinner(f"making disk {disk}", quiet=as_json):
             answer = client.post("/v1/disks", order, DiskAnswer)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(f"disk {answer.name} created: {output.size(answer.size)} at {answer.path}")
+    output.print_done(
+        answer, f"disk {answer.name} created: {output.size(answer.size)} at {answer.path}", as_json=as_json
+    )
 
 
 @disk_app.command("list", epilog="Example: mgmtctl disk list -c A")
@@ -66,10 +65,9 @@ def create_pool(
     order = build(PoolCreate, name=pool, disks=disks, region_size=region_size)
     with session_of(context).client(owner) as client:
         answer = client.post("/v1/pools", order, PoolAnswer)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(f"pool {answer.name} created: {output.size(answer.size)} on {', '.join(answer.disks)}")
+    output.print_done(
+        answer, f"pool {answer.name} created: {output.size(answer.size)} on {', '.join(answer.disks)}", as_json=as_json
+    )
 
 
 @pool_app.command("list", epilog="Example: mgmtctl pool list -c A")

@@ -36,11 +36,10 @@ def create(
     order = build(GroupCreate, name=group, durability=durability, overflow=overflow, journal_bytes=journal_bytes)
     with session_of(context).client(owner) as client:
         answer = client.post("/v1/groups", order, GroupAnswer)
-    if as_json:
-        output.print_json(answer)
-    else:
-        journal = output.size(answer.journal_bytes)
-        output.print_line(f"group {answer.name} created: durability {answer.durability}, journal {journal}")
+    journal = output.size(answer.journal_bytes)
+    output.print_done(
+        answer, f"group {answer.name} created: durability {answer.durability}, journal {journal}", as_json=as_json
+    )
 
 
 @app.command("list", epilog="Example: mgmtctl group list -c A")
@@ -117,7 +116,4 @@ def delete(
     output.confirm(f"Delete group {name} and its journal?", yes=yes)
     with session_of(context).client(owner) as client:
         answer = client.delete(f"/v1/groups/{group}", Done)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(answer.message)
+    output.print_done(answer, answer.message, as_json=as_json)

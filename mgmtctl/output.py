@@ -41,6 +41,15 @@ def warn(lines: Iterable[str]) -> None:
         sys.stderr.write(f"warning: {line}\n")
 
 
+def print_done(answer: Any, text: str, *, as_json: bool, warnings: Iterable[str] = ()) -> None:
+    """What an order that changes something says at its end: ``answer`` for scripts, or ``text`` with ``warnings``."""
+    if as_json:
+        print_json(answer)
+    else:
+        print_line(text)
+        warn(warnings)
+
+
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Sequence[str] = ()
 ) -> Table:

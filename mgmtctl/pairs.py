@@ -205,10 +205,9 @@ def suspend(
     owner, name = split_target(group, controller)
     with session_of(context).client(owner) as client:
         answer = client.post(f"/v1/pairs/{name}/suspend", None, PairAnswer, role=role, peer=peer)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(f"pair {answer.group} -> {answer.peer}:{answer.peer_group} is {answer.state}")
+    output.print_done(
+        answer, f"pair {answer.group} -> {answer.peer}:{answer.peer_group} is {answer.state}", as_json=as_json
+    )
 
 
 @app.command("delete", epilog="Example: mgmtctl pair delete A:g1 B:g1 --yes")

@@ -71,10 +71,7 @@ def checkpoint(context: typer.Context, controller: ControllerOption = None, as_j
     with session_of(context).client(controller, long=True) as client:
         with output.spinner("taking a checkpoint", quiet=as_json):
             answer = client.post("/v1/system/checkpoint", None, Done)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(answer.message)
+    output.print_done(answer, answer.message, as_json=as_json)
 
 
 def metrics(context: typer.Context, controller: ControllerOption = None) -> None:

@@ -48,11 +48,12 @@ def create(
     )
     with session_of(context).client(owner) as client:
         answer = client.post("/v1/volumes", order, VolumeAnswer)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(f"volume {answer.name} created: {output.size(answer.size)} in group {answer.group}")
-        output.warn(answer.warnings)
+    output.print_done(
+        answer,
+        f"volume {answer.name} created: {output.size(answer.size)} in group {answer.group}",
+        as_json=as_json,
+        warnings=answer.warnings,
+    )
 
 
 @app.command("list", epilog="Example: mgmtctl volume list -c A --json")
@@ -216,11 +217,9 @@ def resize(
     owner, volume = split_target(name, controller)
     with session_of(context).client(owner) as client:
         answer = client.patch(f"/v1/volumes/{volume}", build(VolumeResize, size=size), VolumeAnswer)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(f"volume {answer.name} has {output.size(answer.size)} now")
-        output.warn(answer.warnings)
+    output.print_done(
+        answer, f"volume {answer.name} has {output.size(answer.size)} now", as_json=as_json, warnings=answer.warnings
+    )
 
 
 @app.command("delete", epilog="Example: mgmtctl volume delete A:vol1 --yes")
@@ -237,7 +236,4 @@ def delete(
     with session_of(context).client(owner, long=True) as client:
         with output.spinner(f"deleting volume {volume}", quiet=as_json):
             answer = client.delete(f"/v1/volumes/{volume}", Done)
-    if as_json:
-        output.print_json(answer)
-    else:
-        output.print_line(answer.message)
+    output.print_done(answer, answer.message, as_json=as_json)
