@@ -230,7 +230,7 @@ class Takeover:
         Raises:
             NotFound: the domain has no secondary group.
             BadOrder: a pair is in a state that does not allow it.
-            JournalFailed, NoSpace: what arrived cannot be made durable or visible; call again when it can.
+            StorageError: what arrived cannot be read, made durable or made visible; call again when it can.
         """
         domain, context = self._domain, self._context
         if not self._pairs:
@@ -241,6 +241,8 @@ class Takeover:
         kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
         for pair in self._pairs:
             next_state(pair.record.state, PairEvent.TAKEOVER)
+            if pair.group.read_error is not None:  # held: what it has is not known, now or before the next start
+                raise pair.group.read_error
         clock = _Phases()
         try:
             intent = kept if kept is not None and is_undecided(kept) else await self._prepare(clock)
