@@ -37,7 +37,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
     Defect("a slice ends inside a shared write time", "I5", ("swarm", "unit:tests/unit/model/test_apply_plan.py"), (
         Edit(_PLAN, "            shared = False\n        elif", "            shared = False\n        elif taken >= limit:\n            break\n        elif"),
     )),
-    Defect("one group of a plan at a time", "I5", ("swarm",), (
+    Defect("one group of a plan at a time", "I5", ("swarm", "unit:tests/unit/replication"), (
         Edit(_APPLIER, "                self.applied_records += self._members[name].group.apply_through(through)\n",
              "                if self._members[name].group.applied_seq < through:\n"
              "                    self.applied_records += self._members[name].group.apply_through(through)\n"
@@ -47,7 +47,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
         Edit(_RECEIVED, "                    data = reread[entry.sequence]\n",
              "                    data = next(reversed(reread.values()))[: entry.length]\n"),
     )),
-    Defect("a restarted secondary shows everything", "I5", ("secondary", "swarm"), (
+    Defect("a restarted secondary shows everything", "I5", ("secondary", "swarm", "unit:tests/integration/test_transfer_takeover.py"), (
         Edit(_RECOVERY, "            visible = group.role is Role.PRIMARY or record.sequence <= reached\n", "            visible = True\n"),
     )),
     Defect("a restarted secondary forgets what its disks have", "I1 I5", ("secondary", "swarm"), (
@@ -57,7 +57,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
     Defect("a secondary destages before it says so", "I1 I5", ("secondary", "swarm"), (
         Edit(_DESTAGE, "                await self._announce(group, window.mark[0])\n", "                pass\n"),
     )),
-    Defect("takeover shows everything that arrived", "I5", ("swarm",), (
+    Defect("takeover shows everything that arrived", "I5", ("swarm", "unit:tests/integration/test_transfer_takeover.py"), (
         Edit(_TAKEOVER, "            group = pair.group\n            while group.applied_seq < through:\n",
              "            group = pair.group\n            through = group.last_seq\n            while group.applied_seq < through:\n"),
     )),
@@ -78,10 +78,10 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
         Edit(_SECONDARY, '        """Begin to pull, or to fence if this side was taken over."""\n        self.start_fencing()\n',
              '        """Begin to pull."""\n'),
     )),
-    Defect("a fenced primary goes on writing", "I16", ("swarm",), (
+    Defect("a fenced primary goes on writing", "I16", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
         Edit(_PRIMARY, '            self.group.refuse_writes(ReadOnly(f"group {self.group.name}: {reason}"))\n', ""),
     )),
-    Defect("a fenced primary writes again after a restart", "I16", ("swarm", "unit:tests/integration/test_transfer_takeover.py"), (
+    Defect("a fenced primary writes again after a restart", "I16", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
         Edit(_PRIMARY, "            group.refuse_writes(self._fence_error())\n", "            pass\n"),
     )),
     Defect("hosts may write to a secondary", "I16", ("swarm", "unit:tests/unit", "unit:tests/integration/test_transfer_states.py"), (

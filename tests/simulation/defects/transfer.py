@@ -60,20 +60,10 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_SENDER, "Session(pull.epoch, max(pull.next_seq, start_seq + 1), pull.credit)",
              "Session(pull.epoch, max(pull.next_seq + (self.epoch > 0), start_seq + 1), pull.credit)"),
     )),
-    Defect("connections of an old session are let in", "I2 I19", ("swarm", "unit:tests/unit/replication", "unit:tests/integration"), (
-        Edit(_SENDER, "        if stale:\n", "        if False:\n"),
-    )),
-    Defect("a secondary that has more than the primary goes on", "I1 I2 I19", ("swarm",), (
-        Edit(_PRIMARY, "        if last > group.last_seq:\n", "        if False:\n"),
-    )),
     Defect("a secondary with records of a lost run goes on", "I1 I2 I19", ("swarm",), (
+        Edit(_PRIMARY, "        if last > group.last_seq:\n", "        if False:\n"),
         Edit(_PRIMARY, "        elif last > record.start_seq and _incarnation_of(group, last) != pull.incarnation:\n",
              "        elif False:\n"),
-    )),
-    Defect("a secondary that needs what is gone gets the rest", "I1 I19", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
-        Edit(_PRIMARY, "        elif last < group.last_seq and last + 1 < group.journal.first:\n", "        elif False:\n"),
-        Edit("controllerd/storage/journal.py", "        if first < self.first:\n            raise Trimmed(self.first)\n",
-             "        first = max(first, self.first)\n"),
     )),
     Defect("no check of the data CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
         Edit(_BATCH, "            if check(data) != data_crc:\n", "            if False:\n"),
