@@ -165,7 +165,8 @@ class SecondaryPair:
         elif refuse.code in (RefuseCode.SUSPENDED, RefuseCode.TAKEN_OVER):
             event = PairEvent.SPLIT if refuse.state == PairState.PSUS else PairEvent.FAIL
             self.suspend(event, f"at the primary: {refuse.text}")
-        self._told = not self.active
+        # Of another generation the primary still believes that the pair is in order (I14).
+        self._told = refuse.code != RefuseCode.WRONG_GENERATION and not self.active
 
     def session_changed(self) -> None:
         record, connected = self.record, self.receiver.connected

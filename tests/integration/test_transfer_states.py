@@ -322,6 +322,14 @@ async def test_group_of_a_suspended_sync_pair_holds_the_others_back(sites: tuple
     assert await b.get("w", 0) == b""
 
 
+async def test_both_sides_learn_that_their_generations_differ(sites: tuple[Site, Site]) -> None:
+    a, b = sites
+    identity = await pair(a, "g", b)
+    a.group("g").generation += 1  # as after a takeover at a site that had lost something
+    b.pairs.secondaries[identity].receiver.drop("for the test")
+    await until(lambda: state(b.pairs) == state(a.pairs) == PairState.PSUE, a, b)
+
+
 async def test_held_group_says_nothing_of_its_position_until_it_works_again(sites: tuple[Site, Site]) -> None:
     a, b = sites
     identity = await pair(a, "g", b)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import Busy, Conflict, NoSpace, NotFound, ReadOnly
+from controllerd.model.errors import Busy, Conflict, Corrupt, NoSpace, NotFound, ReadOnly
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication import takeover
 from controllerd.replication.settings import Endpoint, PeerSettings
@@ -425,6 +425,20 @@ async def test_synchronous_secondary_shows_the_first_write_whatever_its_time(tmp
     await caught_up(duo.a, duo.b, "g")
     assert await duo.b.get("v", 0) == b"first"
     await duo.stop()
+
+
+async def test_takeover_waits_until_every_group_has_been_recovered(duo: Duo) -> None:
+    await write_some(duo.a, 10)
+    await until(duo.arrived)
+    await duo.a.crash()
+    duo.b.group("g").read_error = Corrupt("the journal could not be read")
+    with pytest.raises(Corrupt):
+        await duo.b.pairs.takeover()
+    assert duo.b.group("h").role is Role.SECONDARY
+    duo.b.group("g").read_error = None
+    await duo.b.pairs.takeover()
+    assert await check_prefix(duo.b, 20) == 10
+    await duo.a.start()
 
 
 async def test_numbers_of_groups_without_a_pair_do_not_stop_the_others(tmp_path: Path) -> None:

@@ -180,7 +180,10 @@ class End(asyncio.Transport):
         self._queue.clear()
         self._size = 0
         if self.life is not None and self.life.alive:
-            self.network.loop.call_soon(self.protocol.connection_lost, error, context=self.life.context)
+            self.network.loop.call_soon(self._tell, error, context=self.life.context)
+
+    def _tell(self, error: Exception | None) -> None:
+        self.protocol.connection_lost(error)
 
 
 class _Address:

@@ -337,7 +337,7 @@ class World:
 
         A synchronous pair that was suspended alone and taken over is as old as that, and says so.
         """
-        if self._suspended_alone and self.marks["takeover"]:
+        if self._suspended_alone and (self.marks["takeover"] or self.plan.time_source == "sequence"):
             domain = self.history.domains[0]
             self.history.domains = [
                 h.Domain(domain.time_source, domain.order, (group,)) for group in sorted(self.plan.chains)

@@ -19,6 +19,7 @@ from tests.simulation.history import (
     Crashed,
     Event,
     Image,
+    Journaled,
     Quiet,
     Restarted,
     Status,
@@ -74,16 +75,20 @@ class HonestLag(Invariant):
     """I14: the lag that a secondary reports is never less than the age of what its image misses."""
 
     name: ClassVar[str] = "I14"
-    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status, Image)
+    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status, Image, Journaled)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self._reports: dict[tuple[str, str], Status] = {}
         self._acked_at: dict[int, float] = {}
+        self._has: set[tuple[str, int]] = set()
 
     def see(self, event: Event) -> None:
         if isinstance(event, Acknowledged):
             self._acked_at[event.serial] = event.at
+        elif isinstance(event, Journaled):
+            if event.serial is not None:
+                self._has.add((event.site, event.serial))
         elif isinstance(event, Status):
             if event.role == "secondary":
                 self._reports[event.site, event.group] = event
@@ -112,6 +117,8 @@ class HonestLag(Invariant):
         """Whether a write was acknowledged, and is at the primary that the lag is measured against."""
         if write.serial not in self._acked_at or write.losable:
             return False
+        if primary in self.world.tapped:
+            return (primary, write.serial) in self._has
         upstream = self.world.pair_to(write.event.group, primary)
         while upstream is not None:
             if write.acked > upstream.left:
@@ -297,10 +304,11 @@ class Converges(Invariant):
                 return
 
     def _held_back(self, secondary: str) -> bool:
-        """Whether a pair that is not PAIR holds back what the secondary shows of all."""
+        """Whether a pair that is not PAIR, into the secondary or a site before it, holds back what it shows of all."""
         pairs = [pair for pair in self.world.pairs if pair.secondary == secondary and not pair.taken_over]
         states = [self._states.get((pair.primary, pair.group, secondary)) for pair in pairs]
-        return any(state is None or state.state != "PAIR" for state in states)
+        held = any(state is None or state.state != "PAIR" for state in states)
+        return held or any(self._held_back(pair.primary) for pair in pairs)
 
 
 class SameAgain(Invariant):
