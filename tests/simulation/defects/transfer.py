@@ -65,7 +65,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_PRIMARY, "        elif last > record.start_seq and _incarnation_of(group, last) != pull.incarnation:\n",
              "        elif False:\n"),
     )),
-    Defect("no check of the data CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
+    Defect("no check of the data CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication/test_batch.py"), (
         Edit(_BATCH, "            if check(data) != data_crc:\n", "            if False:\n"),
     )),
     Defect("no check of the record header CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
