@@ -84,7 +84,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
     Defect("a fenced primary writes again after a restart", "I16", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
         Edit(_PRIMARY, "            group.refuse_writes(self._fence_error())\n", "            pass\n"),
     )),
-    Defect("hosts may write to a secondary", "I16", ("swarm", "unit:tests/unit", "unit:tests/integration/test_transfer_states.py"), (
+    Defect("hosts may write to a secondary", "I16", ("swarm", "unit:tests/unit/storage/test_group_rules.py", "unit:tests/integration/test_transfer_states.py"), (
         Edit(_GROUP, "        if self.role is Role.SECONDARY:\n            return ReadOnly(f\"group {self.name} is a secondary",
              "        if self.role is None:\n            return ReadOnly(f\"group {self.name} is a secondary"),
         Edit(_GROUP, "        if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != \"read-write\":\n"

@@ -65,7 +65,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_PRIMARY, "        elif last > record.start_seq and _incarnation_of(group, last) != pull.incarnation:\n",
              "        elif False:\n"),
     )),
-    Defect("no check of the data CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
+    Defect("no check of the data CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication/test_batch.py"), (
         Edit(_BATCH, "            if check(data) != data_crc:\n", "            if False:\n"),
     )),
     Defect("no check of the record header CRC on the wire", "I10", ("swarm", "unit:tests/unit/replication"), (
@@ -79,7 +79,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
     Defect("records of another generation are taken", "I13 I16", ("swarm", "unit:tests/unit/replication"), (
         Edit(_BATCH, "        if record_generation != generation or version != VERSION:\n", "        if version != VERSION:\n"),
     )),
-    Defect("apply what is not durable yet", "I1 I5", ("swarm",), (
+    Defect("apply what is not durable yet", "I1 I5", ("swarm", "unit:tests/unit/replication/test_intake.py"), (
         Edit(_INTAKE, "        while undurable and undurable[0].last <= durable:\n", "        while undurable:\n"),
         Edit(_INTAKE, "            self._undurable_bytes += size\n        self._events.stalled(None)\n        self.sync()\n",
              "            self._undurable_bytes += size\n        self._events.stalled(None)\n        self.sync()\n        self.settle()\n"),
@@ -100,7 +100,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_GROUP, "        time = self.write_time.stamp(self.clock(), carried)\n        if time < self.last_time:\n"
              "            time = self.last_time\n", "        time = self.write_time.stamp(self.clock(), carried)\n"),
     )),
-    Defect("write times begin anew after a restart", "I5 I11", ("swarm",), (
+    Defect("write times begin anew after a restart", "I5 I11", ("swarm", "unit:tests/unit/storage/test_group_rules.py"), (
         Edit(_GROUP, "        self.acks.recovered(reached)\n        self.write_time.observe(self.last_time)\n",
              "        self.acks.recovered(reached)\n"),
     )),

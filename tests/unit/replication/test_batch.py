@@ -67,6 +67,16 @@ def test_any_flipped_bit_is_found(draws: list[tuple[int, bytes, int, int]], data
         parse_batch_untrusted(memoryview(raw), 1, len(draws), GENERATION)
 
 
+def test_every_flipped_byte_of_data_is_found() -> None:
+    """Data is a small part of what is drawn above: here a planted defect without its checksum lives no longer."""
+    whole = encode(Kind.WRITE, 1, 5, data=b"data" * 8)
+    for byte in range(len(whole) - 32, len(whole)):
+        raw = bytearray(whole)
+        raw[byte] ^= 1
+        with pytest.raises(Corrupt):
+            parse_batch_untrusted(memoryview(raw), 1, 1, GENERATION)
+
+
 @given(records, st.data())
 def test_a_frame_cut_short_is_found(draws: list[tuple[int, bytes, int, int]], data: st.DataObject) -> None:
     raw = b"".join(one_record(1 + index, index, draw) for index, draw in enumerate(draws))

@@ -32,3 +32,18 @@ def test_applied_never_goes_back_when_a_write_follows_ticks(kind: type[AsyncInta
     facts.last_seq = facts.durable_seq = facts.last_origin = 6
     intake.begin_session()
     assert intake.applied_seq == 4
+
+
+def test_only_what_is_durable_reaches_the_apply_loop() -> None:
+    """Else a power cut could take a record away that a visible one of another group needs (I5)."""
+    arrived: list[Any] = []
+    events = SimpleNamespace(arrived=arrived.append)
+    group = SimpleNamespace(last_seq=6, durable_seq=4, pending=[])
+    intake = AsyncIntake(cast(GroupPort, group), cast(Any, events), 1 << 20)
+    for last in (4, 6):
+        intake._undurable.append(cast(Any, SimpleNamespace(last=last, raw=b"x", arrivals=[last])))
+    intake.settle()
+    assert arrived == [[4]]
+    group.durable_seq = 6
+    intake.settle()
+    assert arrived == [[4], [6]]
