@@ -86,7 +86,8 @@ class PairManager:
             if group is None:
                 context.report("pair-without-group", {"pair": name, "group": record.group})
                 continue
-            if rebooted and record.role is Role.SECONDARY and record.spec.mode == "sync" and record.generation:
+            lossy = rebooted and group.durability == "cache"  # what a stable group acknowledged was durable
+            if lossy and record.role is Role.SECONDARY and record.spec.mode == "sync" and record.generation:
                 record.in_doubt = True
                 context.save(record)
             if record.role is Role.PRIMARY:

@@ -383,6 +383,20 @@ async def test_sync_takeover_after_a_reboot_does_not_trust_what_was_not_synced(t
     await duo.stop()
 
 
+async def test_sync_takeover_after_a_reboot_keeps_all_that_a_stable_group_has(tmp_path: Path) -> None:
+    duo = await Duo(tmp_path, boot="one", storage={"durability": "stable", "time_source": "host"}).start(mode="sync")
+    a, b = duo.a, duo.b
+    await write_some(a, 10)
+    await a.crash()
+    await b.crash()
+    b.changes["boot"] = "two"
+    await b.start()
+    await b.pairs.takeover()
+    assert await check_prefix(b, 20) == 10
+    await a.start()
+    await duo.stop()
+
+
 async def run_with_source(tmp_path: Path, source: str, order: str, act: Callable[[Duo], Awaitable[None]]) -> None:
     duo = await Duo(tmp_path, storage={"time_source": source}).start(order=order)
     await act(duo)
