@@ -61,7 +61,7 @@ def test_what_could_not_be_journaled_does_not_count_as_received() -> None:
         key = system.volume("v0").key
         stage_from_upstream(group, _tick(7, key))
         group.commit()
-        machine.disk.fault = failing("write", ".seg")
+        machine.disk.fault = failing(".seg", "write")
         stage_from_upstream(group, _tick(8, key))
         stage_from_upstream(group, _tick(9, key))
         with pytest.raises(JournalFailed):
@@ -223,7 +223,7 @@ def test_held_group_keeps_what_its_next_recovery_needs() -> None:
 
     live(machine, write)
     machine.crash(Loss.KILL)
-    machine.disk.fault = failing("read", ".seg")
+    machine.disk.fault = failing(".seg", "read")
     live(machine, held)
     machine.crash(Loss.KILL)
     machine.disk.fault = None
@@ -335,7 +335,7 @@ def test_group_held_in_the_middle_of_its_recovery_leaves_the_others_alone(operat
 
     live(machine, fill)
     machine.crash(Loss.KILL)
-    machine.disk.fault = failing(operation, part)
+    machine.disk.fault = failing(part, operation)
     live(machine, held)
     machine.crash(Loss.KILL)
     live(machine, after)
