@@ -28,23 +28,19 @@ STORAGE: Final[tuple[Defect, ...]] = (
              "            0.01, segment.file.write_vector, buffers, size, segment.end)\n"),
     )),
     Defect("no journal sync", "I4", _LOCAL, (
-        Edit(_JOURNAL, "                await segment.file.sync()\n", "                pass\n"),
+        Edit(_JOURNAL, "                current.file.begin_sync(go_on)\n", "                go_on(None)\n"),
     )),
     Defect("sync only the newest journal segment", "I4", _LOCAL, (
-        Edit(_JOURNAL, "            for segment in segments:\n                await segment.file.sync()\n",
-             "            for segment in segments[-1:]:\n                await segment.file.sync()\n"),
+        Edit(_JOURNAL, "        rest = iter(segments)\n", "        rest = iter(segments[-1:])\n"),
     )),
     Defect("sync counts for what was written while it ran", "I4", _LOCAL, (
-        Edit(_JOURNAL, "            self.durable = max(self.durable, target)\n        return target\n",
-             "            self.durable = self.last\n        return self.last\n"),
+        Edit(_JOURNAL, "                self.durable = max(self.durable, target)\n            done(target, None)\n",
+             "                self.durable = self.last\n            done(self.last, None)\n"),
     )),
     Defect("retry a failed journal sync", "I4", ("swarm", "unit:tests/unit/storage/test_failures.py"), (
-        Edit(_JOURNAL, "        except OSError as error:\n            self.fail(f\"journal sync failed: {error}\")\n"
-             "        except BaseException:",
-             "        except OSError:\n            import asyncio\n\n            for segment in segments:\n                while True:\n"
-             "                    try:\n                        await segment.file.sync()\n                        break\n"
-             "                    except OSError:\n                        await asyncio.sleep(0.1)\n"
-             "        except BaseException:"),
+        Edit(_JOURNAL, "                done(target, self._failure(f\"journal sync failed: {error}\"))\n",
+             "                import asyncio\n\n                asyncio.get_running_loop().call_later(\n"
+             "                    0.1, current.file.begin_sync, go_on)\n"),
     )),
     Defect("flush answered at once", "I4", _LOCAL, (
         Edit(_ACKNOWLEDGE, "        self.flushed.when(sequence, waiter)\n", "        waiter(None)\n"),
@@ -54,8 +50,7 @@ STORAGE: Final[tuple[Defect, ...]] = (
              "        while waiting and waiting[0][0] <= sequence + 1:\n            waiting.popleft()[1](None)\n"),
     )),
     Defect("stable group acknowledges at once", "I4", _LOCAL, (
-        Edit(_ACKNOWLEDGE, "        elif not self.mirrored:\n            self.complete.advance(sequence)\n",
-             "        if not self.mirrored:\n            self.complete.advance(sequence)\n"),
+        Edit(_ACKNOWLEDGE, "            self.request_sync(sequence)\n            return\n", "            self.request_sync(sequence)\n"),
     )),
     Defect("no check of the data CRC in the journal", "I8 I10", _LOCAL, (
         Edit(_RECORDS, "        if crc32c(data) != data_crc:\n", "        if False:\n"),
@@ -105,18 +100,21 @@ STORAGE: Final[tuple[Defect, ...]] = (
              "            self._mapped -= 1\n"),
     )),
     Defect("parts of a block merged wrongly", "I9", _LOCAL, (
-        Edit(_LAYERS, "                start, end = min(low, start), max(high, end)\n", "                end = max(high, end)\n"),
+        Edit(_LAYERS, "        self.known |= ((1 << length) - 1) << start\n",
+             "        if not self.whole:  # a range that begins before the piece and reaches it loses its beginning\n"
+             "            gap = (~self.known & (1 << start) - 1).bit_length()\n"
+             "            self.known &= ~((1 << start) - (1 << gap))\n"
+             "        self.known |= ((1 << length) - 1) << start\n"),
     )),
     Defect("zeros leave newer blocks in the cache", "I9", _LOCAL, (
-        Edit(_LAYERS, "                    active.pop(block, None)\n", "                    pass\n"),
-        Edit(_LAYERS, "                    del active[block]\n", "                    pass\n"),
+        Edit(_LAYERS, "                del active[block]\n", "                pass\n"),
     )),
     Defect("the layer being destaged hides newer writes", "I9", _LOCAL, (
         Edit(_LAYERS, "in ((self.frozen_zeroed, self.frozen), (self.zeroed, self.active)):",
              "in ((self.zeroed, self.active), (self.frozen_zeroed, self.frozen)):"),
     )),
     Defect("a read does not notice that a destage ended", "I9", _LOCAL, (
-        Edit(_VOLUME, "            if destages == self.destages:\n", "            if True:\n"),
+        Edit(_VOLUME, "            elif destages == self.destages:\n", "            else:\n"),
     )),
     Defect("edges of a zeroed range have no region", "I7 I9", _LOCAL, (
         Edit("controllerd/storage/received.py",

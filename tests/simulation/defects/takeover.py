@@ -101,7 +101,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "        active = [pair for pair in affected if pair.active]\n"),
     )),
     Defect("a restarted mirror is believed to have everything", "I3 I5", ("swarm",), (
-        Edit(_PAIRS, "            if rebooted and record.role", "            if False and record.role"),
+        Edit(_PAIRS, "            if lossy and record.role", "            if False and record.role"),
     )),
     Defect("a suspended pair has no reason", "I14", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
         Edit("controllerd/replication/context.py", "        record.reason = reason\n", '        record.reason = ""\n'),

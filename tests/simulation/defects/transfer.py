@@ -24,7 +24,8 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_ACKNOWLEDGE, "            complete = min(complete, self._mirror_acked)\n", ""),
     )),
     Defect("acknowledge what is journaled here, mirror or not", "I3", ("swarm",), (
-        Edit(_ACKNOWLEDGE, "        elif not self.mirrored:\n", "        else:\n"),
+        Edit(_ACKNOWLEDGE, "        if not self.mirrored:\n            self.complete.advance(sequence)\n",
+             "        self.complete.advance(sequence)\n"),
     )),
     Defect("flush does not wait for the mirror's disk", "I3 I4", ("swarm",), (
         Edit(_ACKNOWLEDGE, "            flushed = min(flushed, self._mirror_durable)\n", ""),
@@ -44,8 +45,8 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_GROUP, "        self.last_origin = max(self.last_origin, record.origin)\n", ""),
     )),
     Defect("forget C's number on reconnect", "I2", ("swarm",), (
-        Edit(_INTAKE, "                if record.sequence > group.last_origin:  # else", "                if True:  # else"),
-        Edit(_GROUP, "        if record.sequence <= self.last_origin:\n            return self._next\n", ""),
+        Edit(_INTAKE, "                if batch.last > group.last_origin:\n", "                if True:\n"),
+        Edit(_INTAKE, "                    if here > 0:\n", "                    if False:\n"),
         Edit(_INTAKE, "        return self._group.last_origin + 1\n", "        return max(1, self._group.last_origin)\n"),
     )),
     Defect("no gap check", "I1 I2", ("swarm",), (
@@ -93,10 +94,8 @@ TRANSFER: Final[tuple[Defect, ...]] = (
              "        self._used = True\n        if True:\n            return self.last\n"),
     )),
     Defect("an older write time of a host is taken as it is", "I11", ("swarm", "unit:tests/unit/model/test_write_time.py"), (
-        Edit(_TIME, "            self.last = carried\n        elif carried < self.last:\n            self.clamped += 1\n"
-             "        return self.last\n\n    def pass_on(self, carried: int, now: int) -> int:\n        \"\"\"See WriteTime; like",
-             "        self.last = carried\n"
-             "        return self.last\n\n    def pass_on(self, carried: int, now: int) -> int:\n        \"\"\"See WriteTime; like"),
+        Edit(_TIME, "            self.last = carried\n        elif carried < self.last:\n            self.clamped += 1\n",
+             "        self.last = carried\n"),
         Edit(_GROUP, "        time = self.write_time.stamp(self.clock(), carried)\n        if time < self.last_time:\n"
              "            time = self.last_time\n", "        time = self.write_time.stamp(self.clock(), carried)\n"),
     )),
@@ -111,7 +110,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_TICKER, "        if not groups:\n            return\n", "        if groups is not None:\n            return\n"),
     )),
     Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/replication", "unit:tests/integration/test_transfer_states.py"), (
-        Edit(_GROUP, "        time = max(pass_on(record.time, self.clock()), self.last_time)\n",
-             "        time = max(self.write_time.tick(self.clock()), self.last_time)\n"),
+        Edit(_GROUP, "                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)\n",
+             "                time = times.tick(now)\n"),
     )),
 )  # fmt: skip
