@@ -100,7 +100,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "        for pair in affected:\n            pair._release()\n"
              "        active = [pair for pair in affected if pair.active]\n"),
     )),
-    Defect("a restarted mirror is believed to have everything", "I3 I5", ("swarm",), (
+    Defect("a restarted mirror is believed to have everything", "I3 I5", ("swarm", "unit:tests/integration/test_transfer_takeover.py"), (
         Edit(_PAIRS, "            if lossy and record.role", "            if False and record.role"),
     )),
     Defect("a suspended pair has no reason", "I14", ("swarm", "unit:tests/integration/test_transfer_states.py"), (

@@ -109,7 +109,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
     Defect("forget ticks", "I19", ("swarm",), (
         Edit(_TICKER, "        if not groups:\n            return\n", "        if groups is not None:\n            return\n"),
     )),
-    Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/replication", "unit:tests/integration/test_transfer_states.py"), (
+    Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/storage/test_staging.py"), (
         Edit(_GROUP, "                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)\n",
              "                time = times.tick(now)\n"),
     )),
