@@ -196,6 +196,19 @@ class World:
             younger = ancestor
         return False
 
+    def taken_over(self, write: Write, life: Life) -> int:
+        """Return the index of the first takeover after a write's life in the line of ``life``; `NEVER`: none.
+
+        0 if the line of ``life`` does not come from the write's life.
+        """
+        first = NEVER
+        for ancestor in life.chain():
+            if write.life is ancestor:
+                return first
+            if ancestor.parent is not None and ancestor.parent.site != ancestor.site:
+                first = ancestor.begun
+        return 0
+
     def survived(self, write: Write, life: Life) -> bool:
         """Whether an acknowledged write must be in every image that its primary shows in a life."""
         if write.life is life:
