@@ -380,6 +380,16 @@ def _durable_goes_back(toy: Toy) -> None:
     toy.status("B", "g0", "secondary", "A", "PAIR", durable=9)
 
 
+def _mirrored_write_lost_behind_a_reboot(toy: Toy) -> None:
+    toy.history.stable = True
+    toy.write("v0", 0)
+    toy.crash("C", "power")
+    toy.restart("C")
+    toy.logs["A"].clear()
+    toy.take_over("A")
+    toy.image("A")
+
+
 def _branch_of_its_own(toy: Toy) -> None:
     toy.crash("C", "disk")
     toy.take_over("B")
@@ -494,6 +504,7 @@ MISTAKES: dict[Callable[[Toy], None], str] = {
     _acknowledged_before_the_journal: "I4",
     _mirrored_write_lost: "I3",
     _mirrored_and_flushed_write_lost: "I3",
+    _mirrored_write_lost_behind_a_reboot: "I4",
     _flushed_write_lost: "I4",
     _stable_write_lost: "I4",
     _killed_daemon_lost_a_write: "I9",
@@ -545,6 +556,21 @@ def test_what_a_takeover_dropped_is_not_missed_beside_later_host_times() -> None
     toy.take_over("B")
     toy.write("v1", 0, host_time=30)
     toy.image("B")
+    assert check(toy.history) == []
+
+
+def test_what_a_primary_kept_alone_is_not_missed_when_it_rebooted_before_the_takeover() -> None:
+    toy = Toy()
+    toy.history.stable = True
+    toy.write("v0", 0)
+    for group in ("g0", "g1"):
+        toy.status("C", group, "primary", "A", "PSUE", reason="link")
+    alone = toy.write("v0", 0)
+    toy.logs["A"].remove(alone)
+    toy.crash("C", "power")
+    toy.restart("C")
+    toy.take_over("A")
+    toy.image("A")
     assert check(toy.history) == []
 
 

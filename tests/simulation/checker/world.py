@@ -339,9 +339,17 @@ class World:
             life = Life(pair.group, order.site, parent, self.index)
             if pair.mode == "sync":
                 life.floor = {write.serial: "I3" for write in self._of(parent) if self._mirrored(pair, write)}
-                life.floor.update(parent.floor)
+                life.floor.update(self._inherited(pair, parent))
             pair.taken_over = True
             self._lives[pair.group, order.site] = life
+
+    def _inherited(self, pair: Pair, parent: Life) -> dict[int, str]:
+        """What of the floor of ``parent`` its mirror has too: what was there when the pair began, or was mirrored."""
+        return {
+            serial: invariant
+            for serial, invariant in parent.floor.items()
+            if self.writes[serial].index < pair.made or self._mirrored(pair, self.writes[serial])
+        }
 
     def _mirrored(self, pair: Pair, write: Write) -> bool:
         """Whether a write was acknowledged while its pair was surely PAIR, and the secondary cannot have lost it."""
