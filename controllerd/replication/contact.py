@@ -9,7 +9,8 @@ primary, but says that it may have gone on alone since its last heartbeat (I14).
 
 A primary that is a synchronous secondary itself (cascade) says in its heartbeats how long
 ago it heard its own primary. While it does not, it gives itself ticks, whose times are
-later than anything it knows of: `limit_time` is where what is known ends.
+later than anything it knows of: `limit_time` is where what is known ends. It is kept before
+the first such tick is taken in: after a crash its time would be claimed.
 
 Source: spec §4.3-4.4, §5.5, §7.6; invariant I14.
 """
@@ -43,6 +44,8 @@ class Contact:
         self.lag = LagClock(fresh_s)
         self.beat: Heartbeat | None = None
         """Newest heartbeat of the primary, of this session or an earlier one."""
+        self.on_limit: Callable[[], None] | None = None
+        """Called when a heartbeat has named a limit; what it raises the heartbeat raises."""
         self._created = created
         self._clock = clock
         self._now_s = now_s
@@ -51,13 +54,22 @@ class Contact:
         """Number that has to be applied before the limit falls; None: it stands."""
 
     def heartbeat(self, beat: Heartbeat, heard_s: float) -> None:
-        """A heartbeat came in at ``heard_s``."""
-        self.beat = beat
-        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=beat.behind_ns / _NS)
+        """A heartbeat came in at ``heard_s``.
+
+        Raises:
+            DiskFailed: it names a limit, which cannot be kept: nothing that follows it may be taken in.
+        """
+        self._hear(beat, heard_s)
         if beat.limit_time:
             self._limit_time, self._limit_through = beat.limit_time, None
+            if self.on_limit is not None:
+                self.on_limit()
         elif self._limit_time and self._limit_through is None:
             self._limit_through = beat.last_seq
+
+    def _hear(self, beat: Heartbeat, heard_s: float) -> None:
+        self.beat = beat
+        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=beat.behind_ns / _NS)
 
     def applied(self, sequence: int) -> None:
         """Everything up to the primary's record ``sequence`` is visible."""
@@ -71,6 +83,11 @@ class Contact:
     def limit_time(self) -> int:
         """Write time up to which the primary knew everything; 0: its times say it themselves."""
         return self._limit_time
+
+    @property
+    def limit(self) -> tuple[int, int | None]:
+        """`limit_time`, and the number that has to be applied before it falls; None: it stands."""
+        return self._limit_time, self._limit_through
 
     @property
     def heard_age_s(self) -> float:
@@ -110,7 +127,7 @@ class Contact:
         if document["created"] != self._created:
             return
         age_s = max(0.0, (self._clock() - document["heard_at"]) / _NS)
-        self.heartbeat(Heartbeat(**document["beat"]), self._now_s() - age_s)
+        self._hear(Heartbeat(**document["beat"]), self._now_s() - age_s)
         self.lag.cut()
         self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
 
@@ -122,6 +139,7 @@ class KeptContacts:
         self._catalogue = catalogue
         self._kept_s = -math.inf
         self._seen: dict[str, int] = {}
+        self._limits: dict[str, tuple[int, int | None]] = {}
 
     def restore(self, contacts: Mapping[str, Contact]) -> None:
         """Give each pair's contact what the run before kept of it."""
@@ -135,12 +153,26 @@ class KeptContacts:
         if now_s - self._kept_s >= (KEEP_S if _numbers(contacts) != self._seen else KEEP_IDLE_S):
             self.keep_now(contacts, now_s)
 
+    def keep_limits(self, contacts: Mapping[str, Contact], now_s: float) -> None:
+        """Keep them if a limit is not the kept one; durable on return.
+
+        Raises:
+            DiskFailed: not kept; it is tried again when asked again.
+        """
+        if _limits(contacts) != self._limits:
+            self.keep_now(contacts, now_s)
+
     def keep_now(self, contacts: Mapping[str, Contact], now_s: float) -> None:
         """Keep them; durable on return."""
         self._kept_s = now_s  # also when it fails: it is tried again next time
         documents = {name: contact.document() for name, contact in contacts.items()}
         self._catalogue.put_fact(FACT, {name: found for name, found in documents.items() if found is not None})
         self._seen = _numbers(contacts)
+        self._limits = _limits(contacts)
+
+
+def _limits(contacts: Mapping[str, Contact]) -> dict[str, tuple[int, int | None]]:
+    return {name: contact.limit for name, contact in contacts.items()}
 
 
 def _numbers(contacts: Mapping[str, Contact]) -> dict[str, int]:

@@ -183,6 +183,7 @@ class PairManager:
                 clock=self.context.clock,
             )
         pair = SecondaryPair(record, group, domain, self.context)
+        pair.contact.on_limit = self._keep_limits
         self.secondaries[record.spec.identity] = pair
         return pair
 
@@ -418,6 +419,9 @@ class PairManager:
     @property
     def _contacts(self) -> dict[str, Contact]:
         return {identity: pair.contact for identity, pair in self.secondaries.items()}
+
+    def _keep_limits(self) -> None:
+        self._kept_contacts.keep_limits(self._contacts, asyncio.get_running_loop().time())
 
     def _source(self, group: Group) -> Source:
         """How old the content of ``group`` is, if it is the secondary of another pair."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from controllerd.model.pair_state import PairState
+from controllerd.replication.contact import FACT
 from controllerd.replication.status import PairStatus
 from tests.integration.transfer_site import Site, caught_up, connect, pair, until
 
@@ -100,6 +101,17 @@ async def test_ticks_of_the_middle_site_do_not_move_what_is_claimed(cascade: Cas
     assert report.cut_time <= limit
     assert all(group.cut_time <= limit for group in report.groups)
     assert await b.get("v", 0) == b"one"
+    await c.start()
+
+
+async def test_limit_of_what_is_claimed_is_kept_before_anything_past_it_is_shown(cascade: Cascade) -> None:
+    c, a, b = cascade.c, cascade.a, cascade.b
+    await c.write("v", 0, b"one")
+    await cascade.all_shown()
+    await c.crash()
+    contact = b.pairs.secondaries["A:g-B:g"].contact
+    await until(lambda: contact.limit_time, a, b)
+    assert b.storage.catalogue.get_fact(FACT)["A:g-B:g"]["limit_time"] == contact.limit_time
     await c.start()
 
 

@@ -179,6 +179,13 @@ def _cut_across_sites_by_host_times(toy: Toy) -> None:
     toy.image("B")
 
 
+def _cut_by_host_times_taken_over(toy: Toy) -> None:
+    _cut_across_sites_by_host_times(toy)
+    toy.take_over("B")
+    toy.write("v1", 1, host_time=30)
+    toy.image("B")
+
+
 def _half_a_write(toy: Toy) -> None:
     toy.write("v0", 0, 2)
     write = toy.submit("v0", 0, 2)
@@ -373,6 +380,16 @@ def _durable_goes_back(toy: Toy) -> None:
     toy.status("B", "g0", "secondary", "A", "PAIR", durable=9)
 
 
+def _mirrored_write_lost_behind_a_reboot(toy: Toy) -> None:
+    toy.history.stable = True
+    toy.write("v0", 0)
+    toy.crash("C", "power")
+    toy.restart("C")
+    toy.logs["A"].clear()
+    toy.take_over("A")
+    toy.image("A")
+
+
 def _branch_of_its_own(toy: Toy) -> None:
     toy.crash("C", "disk")
     toy.take_over("B")
@@ -476,6 +493,7 @@ MISTAKES: dict[Callable[[Toy], None], str] = {
     _hole_behind_a_power_loss: "I1",
     _cut_across_groups: "I5",
     _cut_across_sites_by_host_times: "I5",
+    _cut_by_host_times_taken_over: "I5",
     _half_a_write: "I8",
     _two_writes_mixed: "I8",
     _number_used_twice: "I2",
@@ -486,6 +504,7 @@ MISTAKES: dict[Callable[[Toy], None], str] = {
     _acknowledged_before_the_journal: "I4",
     _mirrored_write_lost: "I3",
     _mirrored_and_flushed_write_lost: "I3",
+    _mirrored_write_lost_behind_a_reboot: "I4",
     _flushed_write_lost: "I4",
     _stable_write_lost: "I4",
     _killed_daemon_lost_a_write: "I9",
@@ -527,6 +546,32 @@ def test_mistake_is_found_by_its_invariant(mistake: Callable[[Toy], None]) -> No
     toy = Toy(mistake not in ALONE)
     mistake(toy)
     assert found(toy) == set(MISTAKES[mistake].split())
+
+
+def test_what_a_takeover_dropped_is_not_missed_beside_later_host_times() -> None:
+    toy = Toy(time_source="host")
+    toy.write("v0", 0, host_time=10)
+    toy.apply(1)
+    toy.write("v0", 0, host_time=20)
+    toy.take_over("B")
+    toy.write("v1", 0, host_time=30)
+    toy.image("B")
+    assert check(toy.history) == []
+
+
+def test_what_a_primary_kept_alone_is_not_missed_when_it_rebooted_before_the_takeover() -> None:
+    toy = Toy()
+    toy.history.stable = True
+    toy.write("v0", 0)
+    for group in ("g0", "g1"):
+        toy.status("C", group, "primary", "A", "PSUE", reason="link")
+    alone = toy.write("v0", 0)
+    toy.logs["A"].remove(alone)
+    toy.crash("C", "power")
+    toy.restart("C")
+    toy.take_over("A")
+    toy.image("A")
+    assert check(toy.history) == []
 
 
 def test_every_invariant_is_judged_or_said_not_to_be() -> None:

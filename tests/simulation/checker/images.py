@@ -10,6 +10,7 @@ that came before it; so what an image misses is found without search.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -157,21 +158,26 @@ class Cut(OfImages):
 
     def _judge(self, sight: Sight, site: str, groups: set[str], *, hosts: bool) -> None:
         eras: dict[tuple[str, int], int] = {}
-        timed = -1
+        timed: list[int] = []
         hosts = hosts and self.world.host_times_follow
         for write in sight.visible:
             if write.event.group in groups:
                 era = write.event.site, write.era
                 eras[era] = max(eras.get(era, -1), write.index)
                 if write.event.host_time is not None:
-                    timed = max(timed, write.index)
+                    timed.append(write.index)
+        timed.sort()
 
         def required(write: Write) -> bool:
             if write.losable or write.event.group not in groups:
                 return False
             if write.acked < eras.get((write.event.site, write.era), -1):
                 return True
-            return hosts and write.event.host_time is not None and write.acked < timed
+            if not hosts or write.event.host_time is None:
+                return False
+            # What a takeover dropped is not missed beside what hosts wrote after it.
+            earlier = bisect_left(timed, self.world.taken_over(write, sight.lives[write.event.group]))
+            return earlier > 0 and write.acked < timed[earlier - 1]
 
         for place, shown, missing in sight.hidden(required):
             text = f"{site}: {say(place, shown)}, without write {missing.serial} of {missing.event.group}"

@@ -196,6 +196,19 @@ class World:
             younger = ancestor
         return False
 
+    def taken_over(self, write: Write, life: Life) -> int:
+        """Return the index of the first takeover after a write's life in the line of ``life``; `NEVER`: none.
+
+        0 if the line of ``life`` does not come from the write's life.
+        """
+        first = NEVER
+        for ancestor in life.chain():
+            if write.life is ancestor:
+                return first
+            if ancestor.parent is not None and ancestor.parent.site != ancestor.site:
+                first = ancestor.begun
+        return 0
+
     def survived(self, write: Write, life: Life) -> bool:
         """Whether an acknowledged write must be in every image that its primary shows in a life."""
         if write.life is life:
@@ -326,9 +339,17 @@ class World:
             life = Life(pair.group, order.site, parent, self.index)
             if pair.mode == "sync":
                 life.floor = {write.serial: "I3" for write in self._of(parent) if self._mirrored(pair, write)}
-                life.floor.update(parent.floor)
+                life.floor.update(self._inherited(pair, parent))
             pair.taken_over = True
             self._lives[pair.group, order.site] = life
+
+    def _inherited(self, pair: Pair, parent: Life) -> dict[int, str]:
+        """What of the floor of ``parent`` its mirror has too: what was there when the pair began, or was mirrored."""
+        return {
+            serial: invariant
+            for serial, invariant in parent.floor.items()
+            if self.writes[serial].index < pair.made or self._mirrored(pair, self.writes[serial])
+        }
 
     def _mirrored(self, pair: Pair, write: Write) -> bool:
         """Whether a write was acknowledged while its pair was surely PAIR, and the secondary cannot have lost it."""
