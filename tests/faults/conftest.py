@@ -1,15 +1,10 @@
-"""How much of the fault matrix runs: a sample, or with REMOTECOPY_FAULTS=all (`make faults`) the whole."""
+"""The fault matrix on real processes takes long, so it runs on order only: REMOTECOPY_FAULTS=all (`make faults`) or =sample."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
-
-from tests.faults.matrix import WHOLE
-
-
-def pytest_report_header() -> str:
-    """Say which it is."""
-    return f"faults on real processes: {'the whole matrix' if WHOLE else 'a sample; make faults runs the whole'}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,3 +12,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/faults" in str(item.path):
             item.add_marker(pytest.mark.slow)
+            if "REMOTECOPY_FAULTS" not in os.environ:
+                item.add_marker(pytest.mark.skip(reason="make faults runs it"))

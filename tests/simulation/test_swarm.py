@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -15,20 +14,19 @@ from tests.simulation.shrink import Cut, shrink
 from tests.simulation.swarm import plan_of, run_many, run_seed
 from tests.simulation.world import World
 
-SECONDS = float(os.environ.get("SIMULATE_SECONDS", "100"))
-"""How long fresh seeds are tried; CI takes longer."""
-SEEDS = 400
+FIRST = int(os.environ.get("SIMULATE_FIRST", "1"))
+SEEDS = int(os.environ.get("SIMULATE_SEEDS", "60"))
+"""The suite takes the same seeds each time; ``make simulate`` takes fresh ones."""
+LIMIT_S = 600.0
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_fresh_seeds_keep_every_promise() -> None:
-    first = random.SystemRandom().randrange(1 << 40)
-    print(f"seeds from {first} on")
+def test_seeds_keep_every_promise() -> None:
     failed = [
         f"{problem}; again: {Cut().command(result.seed)}"
-        for result in run_many(range(first, first + SEEDS), jobs=1, end_s=time.monotonic() + SECONDS)
+        for result in run_many(range(FIRST, FIRST + SEEDS), jobs=1, end_s=time.monotonic() + LIMIT_S)
         for problem in result.problems[:3]
     ]
     assert not failed, "\n".join(failed)
