@@ -1,4 +1,4 @@
-"""The fault matrix on real processes takes long, so it runs on order only: REMOTECOPY_FAULTS=all (`make faults`) or =sample."""
+"""The fault matrix on real processes takes long: it runs with REMOTECOPY_FAULTS=all (`make faults`) or =sample only."""
 
 from __future__ import annotations
 
