@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -168,17 +167,3 @@ def decode_untrusted(buffer: memoryview, position: int = 0) -> Record:
         kind, flags, generation, incarnation, volume, length,
         sequence, time, durable, offset, marker, origin, data,
     )  # fmt: skip
-
-
-def iterate_untrusted(buffer: memoryview) -> Iterator[tuple[int, Record]]:
-    """Yield (position, record) for back-to-back records that fill ``buffer`` exactly.
-
-    Raises:
-        RecordError: at the first byte that does not continue the run of valid records.
-    """
-    position = 0
-    end = len(buffer)
-    while position < end:
-        record = decode_untrusted(buffer, position)
-        yield position, record
-        position += record.size

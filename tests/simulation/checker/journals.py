@@ -79,10 +79,9 @@ class Times(Invariant):
             self.wrong(f"{event.site}: write {event.serial} at {event.time} ns, given {write.event.host_time} ns")
 
 
-class MirroredFirst(Invariant):
-    """I3: a host hears of its write when both journals have it, as long as the pair is PAIR."""
+class _BeforeAcknowledged(Invariant):
+    """Which journals have which writes by the time a host hears of one."""
 
-    name: ClassVar[str] = "I3"
     sees: ClassVar[tuple[type[Event], ...]] = (Journaled, Acknowledged)
 
     def __init__(self, world: World) -> None:
@@ -92,7 +91,16 @@ class MirroredFirst(Invariant):
     def see(self, event: Event) -> None:
         if isinstance(event, Journaled) and event.serial is not None:
             self._has.add((event.site, event.serial))
-        elif isinstance(event, Acknowledged) and self.world.history.prompt:
+
+
+class MirroredFirst(_BeforeAcknowledged):
+    """I3: a host hears of its write when both journals have it, as long as the pair is PAIR."""
+
+    name: ClassVar[str] = "I3"
+
+    def see(self, event: Event) -> None:
+        super().see(event)
+        if isinstance(event, Acknowledged) and self.world.history.prompt:
             write = self.world.writes[event.serial]
             if write.zeros:
                 return
@@ -105,20 +113,14 @@ class MirroredFirst(Invariant):
                     self.wrong(f"write {write.serial} was acknowledged and {pair.secondary} has not journaled it")
 
 
-class JournaledFirst(Invariant):
+class JournaledFirst(_BeforeAcknowledged):
     """I4: a host hears of its write when the journal of its own controller has it."""
 
     name: ClassVar[str] = "I4"
-    sees: ClassVar[tuple[type[Event], ...]] = (Journaled, Acknowledged)
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        self._has: set[tuple[str, int]] = set()
 
     def see(self, event: Event) -> None:
-        if isinstance(event, Journaled) and event.serial is not None:
-            self._has.add((event.site, event.serial))
-        elif isinstance(event, Acknowledged):
+        super().see(event)
+        if isinstance(event, Acknowledged):
             write = self.world.writes[event.serial]
             site = write.event.site
             if not write.zeros and site in self.world.tapped and (site, write.serial) not in self._has:

@@ -20,8 +20,8 @@ from controllerd.model.records import (
     RecordError,
     decode_untrusted,
     encode_header,
-    iterate_untrusted,
 )
+from tests.records import iterate_untrusted
 
 U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
 FIELDS: dict[str, Any] = {

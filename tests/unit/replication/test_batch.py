@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controllerd.model.errors import Corrupt
-from controllerd.model.records import MAX_DATA, Kind, encode_header, iterate_untrusted
+from controllerd.model.records import MAX_DATA, Kind, encode_header
 from controllerd.replication.batch import parse_batch_untrusted
+from tests.records import iterate_untrusted
 
 GENERATION = 9
 

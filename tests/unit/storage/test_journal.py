@@ -8,11 +8,12 @@ import random
 import pytest
 from crc32c import crc32c
 
-from controllerd.model.records import Kind, encode_header, iterate_untrusted
+from controllerd.model.records import Kind, encode_header
 from controllerd.storage.horizons import Horizon
 from controllerd.storage.journal import Journal, JournalRange
 from controllerd.storage.pending import Entry
 from controllerd.storage.system import StorageSystem
+from tests.records import iterate_untrusted
 from tests.simulation.disk import SimulatedDisk
 from tests.unit.storage.helpers import live, make_machine
 

@@ -9,9 +9,10 @@ import pytest
 
 from controllerd.model.errors import BadOrder, Corrupt, NoSpace, ReadOnly
 from controllerd.model.pair_state import Role
-from controllerd.model.records import MAX_DATA, Flag, Kind, Record, iterate_untrusted
+from controllerd.model.records import MAX_DATA, Flag, Kind, Record
 from controllerd.storage.group import Group
 from controllerd.storage.system import StorageSystem
+from tests.records import iterate_untrusted
 from tests.simulation.disk import Loss
 from tests.simulation.upstream import stage_from_upstream
 from tests.unit.storage.helpers import SIZE, content, live, make_machine, put
