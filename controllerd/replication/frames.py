@@ -59,8 +59,8 @@ MAX_MESSAGE: Final = 4096
 """Most payload bytes of a frame that is not DATA."""
 MAX_DATA_PAYLOAD: Final = (1 << 20) + MAX_DATA + RECORD_HEADER_SIZE
 """Most payload bytes of DATA: a journal read of 1 MiB may end with one record that goes beyond it."""
-CHUNK_BYTES: Final = 256 << 10
-_CHUNK_STEP: Final = 64 << 10
+CHUNK_BYTES: Final = 512 << 10
+_CHUNK_STEP: Final = 256 << 10
 
 
 class FrameType(enum.IntEnum):
@@ -199,11 +199,12 @@ class FrameReader:
     def _begin_chunk(self, wanted: int) -> None:
         """Go on in fresh memory that has room for ``wanted`` bytes from the start of the unfinished frame.
 
-        A long frame gets a chunk of about its size: what caches keep of it keeps little else alive.
+        A long frame gets a chunk of about its size: what caches keep of it keeps little else alive, and little
+        of the next one is moved. There are few sizes, so that memory used before is found again.
         """
         trusted = self._limits is _LIMITS
         usual = CHUNK_BYTES if trusted else 2 * MAX_MESSAGE
-        size = -(-wanted // _CHUNK_STEP) * _CHUNK_STEP if 4 * wanted > usual else usual
+        size = -(-wanted // _CHUNK_STEP) * _CHUNK_STEP if 2 * wanted > usual else usual
         chunk = self._chunks.take(size) if trusted else bytearray(size)
         view = memoryview(chunk)
         rest = self._end - self._start

@@ -89,11 +89,14 @@ class Intake(Protocol):
         """Forget what is not journaled: it is sent again."""
 
     def take_untrusted(self, frame: Frame, generation: int) -> None:
-        """Take a DATA frame.
+        """Take a DATA frame; `journal` has to follow.
 
         Raises:
             Corrupt: it is damaged or contradicts itself; the session has to ask again.
         """
+
+    def journal(self) -> None:
+        """Journal what was taken: all frames that came together with one write, one sync and one answer."""
 
     def sync(self) -> None:
         """Make durable what is journaled, now."""
@@ -168,7 +171,9 @@ class AsyncIntake:
         if arrival.ask_again:
             arrival.ask_again = False
             self._events.gap_reported("a frame overlaps what is here already")
-        if self._retry is None:
+
+    def journal(self) -> None:
+        if self._queue and self._retry is None:
             self._drain()
 
     def missing_since(self) -> int | None:
@@ -301,7 +306,9 @@ class SyncIntake:
         self._expected = max(self._expected, batch.last + 1)
         self._queue.append(batch)
         self._queued_bytes += len(batch.raw)
-        if self._retry is None:
+
+    def journal(self) -> None:
+        if self._queue and self._retry is None:
             self._drain()
 
     def _drain(self) -> None:

@@ -272,12 +272,15 @@ class Receiver:
         except Corrupt as error:
             self.corrupt_frames += 1
             self.drop(f"damaged data from {self.peer}: {error}")
+        finally:
+            self.intake.journal()
         self.last_contact = self._clock()
 
     def _message(self, link: Link, frame: Frame) -> None:
         if frame.type == FrameType.HEARTBEAT:
             self.contact.heartbeat(decode_heartbeat_untrusted(frame.payload), asyncio.get_running_loop().time())
         elif frame.type == FrameType.SYNC:
+            self.intake.journal()
             self.intake.sync()
         elif frame.type == FrameType.NOTICE:
             self._events.noticed(Notice.decode_untrusted(frame.payload))

@@ -56,14 +56,17 @@ class BufferPool:
         """Take ``buffer`` over; the caller must drop its own references. Views elsewhere may live on."""
         size = len(buffer)
         retired = self._retired.setdefault(size, deque())
-        if self.held + size > self.bytes_max:
-            if not retired:
-                return
-            # Buffers come free more or less in the order they were retired: the first one is stuck, or not needed.
-            retired.popleft()
-            self.held -= size
         self.held += size
         retired.append(buffer)
+        while self.held > self.bytes_max:
+            # Sizes of which most is here were needed once and are not now. Buffers come free more or less in the order
+            # they were retired: the first one is stuck, or not needed.
+            largest = max(self._retired, key=self._bytes_of)
+            self._retired[largest].popleft()
+            self.held -= largest
+
+    def _bytes_of(self, size: int) -> int:
+        return size * len(self._retired[size])
 
     def trim(self) -> None:
         """Give memory back if nothing was taken since the last call: for a timer, so that an idle server is small."""

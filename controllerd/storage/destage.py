@@ -21,8 +21,6 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-from typing_extensions import Buffer
-
 from controllerd.model.errors import DiskFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
 from controllerd.storage.background import Background
@@ -264,7 +262,7 @@ async def _let_go(blocks: Blocks) -> None:
         await asyncio.sleep(0)
 
 
-def _runs(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, list[Buffer], int]]:
+def _runs(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, list[memoryview], int]]:
     """Yield (disk, offset, buffers, size) in the volume's order, pieces that follow each other on a disk joined.
 
     Neighbouring logical regions have neighbouring disk regions where possible, so the
@@ -275,7 +273,7 @@ def _runs(volume: Volume, order: list[int]) -> Iterator[tuple[Disk, int, list[Bu
     mask = region_size - 1
     entries = volume.map
     locate = volume.pool.locate
-    run: list[Buffer] = []
+    run: list[memoryview] = []
     where: Disk | None = None
     start = size = 0
     for offset, content in pieces(volume.layers.frozen, order):

@@ -19,7 +19,7 @@ import os
 import queue
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -30,7 +30,10 @@ T = TypeVar("T")
 IOV_MAX: Final = 1024
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 _ZERO_RANGE_KEEP_SIZE: Final = 0x10 | 0x01
-_ZEROES: Final = bytes(1 << 20)
+CALL_BYTES: Final = 256 << 10
+"""Written in one call at most. The page cache takes a longer piece in folios of up to 2 MiB, and ext4 then looks at all
+512 blocks of such a folio for every small write to it: 9 us instead of 2.5 us for 4 KiB (Linux 6.18)."""
+_ZEROES: Final = bytes(CALL_BYTES)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -50,7 +53,7 @@ class File(Protocol):
     async def read(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` without holding up the loop; OSError beyond the end of the file."""
 
-    def write(self, data: Buffer, offset: int) -> None:
+    def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data``."""
 
     def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
@@ -218,17 +221,22 @@ class SystemFile:
     async def read(self, buffer: memoryview, offset: int) -> None:
         await self._threads.start(partial(self.read_now, buffer, offset))
 
-    def write(self, data: Buffer, offset: int) -> None:
-        count = os.pwrite(self._fd, data, offset)
-        view = memoryview(data)
-        if count != len(view):
-            self._write_rest(view, count, offset)
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        length = len(data)
+        count = os.pwrite(self._fd, data, offset) if length <= CALL_BYTES else 0
+        if count != length:
+            self._write_rest(memoryview(data), count, offset)
 
     def _write_rest(self, view: memoryview, count: int, offset: int) -> None:
         while count < len(view):
-            count += os.pwrite(self._fd, view[count:], offset + count)
+            count += os.pwrite(self._fd, view[count : count + CALL_BYTES], offset + count)
 
     def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
+        if size > CALL_BYTES:
+            for part, length in _portions(buffers):
+                self.write_vector(part, length, offset)
+                offset += length
+            return
         count = os.pwritev(self._fd, buffers, offset)
         if count != size:  # a full disk or a signal: the rest in one piece, or the error
             self._write_rest(memoryview(b"".join(buffers)), count, offset)
@@ -312,7 +320,7 @@ class AbsentFile:
     async def read(self, buffer: memoryview, offset: int) -> None:
         raise self._fail()
 
-    def write(self, data: Buffer, offset: int) -> None:
+    def write(self, data: bytes | memoryview, offset: int) -> None:
         raise self._fail()
 
     def write_vector(self, buffers: Sequence[Buffer], size: int, offset: int) -> None:
@@ -392,6 +400,24 @@ class SystemFiles:
 
     def close(self) -> None:
         self._threads.close()
+
+
+def _portions(buffers: Sequence[Buffer]) -> Iterator[tuple[list[Buffer], int]]:
+    """Cut ``buffers`` into (buffers, size) of `CALL_BYTES` each; the last one may be shorter."""
+    portion: list[Buffer] = []
+    size = 0
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while len(view) > CALL_BYTES - size:
+            portion.append(view[: CALL_BYTES - size])
+            view = view[CALL_BYTES - size :]
+            yield portion, CALL_BYTES
+            portion, size = [], 0
+        if view:
+            portion.append(view)
+            size += len(view)
+    if portion:
+        yield portion, size
 
 
 def _sync_directory(directory: str) -> None:
