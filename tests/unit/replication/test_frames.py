@@ -123,7 +123,7 @@ def test_memory_of_a_payload_is_never_written_again() -> None:
     reader = trusted()
     kept: list[tuple[memoryview, bytes]] = []
     for number in range(200):
-        payload = bytes([number]) * (5000 + 37 * number)
+        payload = bytes([number]) * (5000 + 97 * number)
         stream = encode_data_header(1, 1, 1, len(payload)) + payload
         kept += [(frame.payload, payload) for frame in feed(reader, stream, [4000, 70000])]
     assert sum(len(payload) for _, payload in kept) > 4 * CHUNK_BYTES

@@ -59,3 +59,15 @@ def test_idle_pool_gives_its_memory_back() -> None:
 
 def test_round_up() -> None:
     assert [round_up(size) for size in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
+
+
+def test_size_that_is_needed_no_more_makes_room_for_the_one_that_is() -> None:
+    pool = BufferPool(64 << 10)
+    for buffer in [pool.take(16 << 10) for _ in range(4)]:
+        pool.retire(buffer)
+    for _ in range(3):
+        buffers = [pool.take(4096) for _ in range(8)]
+        while buffers:
+            pool.retire(buffers.pop())
+    assert pool.held <= 64 << 10
+    assert pool.made == 4 + 8
