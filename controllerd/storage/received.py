@@ -94,23 +94,31 @@ class Applied:
         """
         count = 0
         reread: dict[int, memoryview] = {}
-        entries = pending.entries
-        while entries and entries[0].sequence <= through:
-            entry = entries[0]
-            volume = volumes.get(entry.volume)
-            if volume is not None and entry.kind not in _NO_RANGE:
-                reserve(volume, entry.kind, entry.offset, entry.length)
-                data = entry.data
-                if entry.kind == _WRITE and data is None:
-                    if entry.sequence not in reread:
-                        reread = {record.sequence: record.data for record in journal.records(entry.sequence, through)}
-                    data = reread[entry.sequence]
-                self.taken += show(volume, entry.offset, entry.length, data)
-            pending.pop()
-            self.sequence = entry.sequence
-            self.time = entry.time
-            if entry.origin:
-                self.origin = entry.origin
-            self.taken += HEADER_SIZE + (entry.length if entry.kind == _WRITE else 0)
-            count += 1
+        entries, pop = pending.entries, pending.pop
+        taken = 0
+        try:
+            while entries and entries[0].sequence <= through:
+                sequence, time, kind, key, offset, length, origin, data = entries[0]
+                volume = volumes.get(key)
+                if kind == _WRITE:
+                    if volume is not None:
+                        if data is None:
+                            if sequence not in reread:
+                                reread = {record.sequence: record.data for record in journal.records(sequence, through)}
+                            data = reread[sequence]
+                        reserve(volume, _WRITE, offset, length)
+                        taken += volume.layers.write(offset, data)
+                    taken += length
+                elif volume is not None and kind not in _NO_RANGE:
+                    reserve(volume, kind, offset, length)
+                    taken += volume.layers.zero(offset, length)
+                pop()
+                self.sequence = sequence
+                self.time = time
+                if origin:
+                    self.origin = origin
+                taken += HEADER_SIZE
+                count += 1
+        finally:
+            self.taken += taken
         return count

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from controllerd.model.records import Kind
+from controllerd.model.records import Kind, encode_header
+from controllerd.replication.frames import Frame, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
 from controllerd.replication.ports import GroupPort
 from controllerd.storage.pending import Entry
@@ -47,3 +48,30 @@ def test_only_what_is_durable_reaches_the_apply_loop() -> None:
     group.durable_seq = 6
     intake.settle()
     assert arrived == [[4], [6]]
+
+
+async def test_frames_that_came_together_are_journaled_with_one_write_and_answered_once() -> None:
+    staged: list[int] = []
+    told: list[str] = []
+
+    def stage_upstream(entries: list[Entry], seals: object, arrivals: list[tuple[int, int, int]]) -> None:
+        staged.extend(entry.sequence for entry in entries)
+        arrivals += [(entry.time, entry.sequence, entry.kind) for entry in entries]
+        group.last_origin = staged[-1]
+
+    group = SimpleNamespace(last_origin=0, durability="cache", stage_upstream=stage_upstream)
+    group.commit = lambda: told.append(f"commit through {group.last_origin}")
+    events = SimpleNamespace(
+        received_run=lambda *_: None, stalled=lambda _: None, progressed=lambda: told.append("progressed")
+    )
+    intake = SyncIntake(cast(GroupPort, group), cast(Any, events), 60.0)
+    for number in (1, 2, 3):
+        record = encode_header(Kind.TICK, sequence=number, time=number, generation=1, incarnation=1)
+        intake.take_untrusted(Frame(int(FrameType.DATA), 0, 1, number, 1, memoryview(record)), 1)
+    assert told == []
+    intake.journal()
+    assert staged == [1, 2, 3]
+    assert told == ["commit through 3", "progressed"]
+    intake.journal()
+    assert len(told) == 2, "there was nothing to journal"
+    intake.close()
