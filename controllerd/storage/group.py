@@ -127,6 +127,7 @@ class Group:
         self.on_overflow: Callable[[], None] | None = None
         self.on_pressure: Callable[[], None] = _nothing
         self.on_layer_full: Callable[[], None] = _nothing
+        self.on_segment_begun: Callable[[], None] = _nothing
         self.layer_limit = budget.limit // 4
         # Room for a request of the largest size must be left when `accepting` is still true.
         self._margin = min(max_request_bytes + (max_request_bytes >> 4), facts.journal_bytes // 4)
@@ -483,7 +484,7 @@ class Group:
             if journal.half_full:
                 self.on_pressure()
             elif not journal.spares:
-                journal.prepare(journal.segment_bytes)  # now, not when the next write needs it
+                self.on_segment_begun()  # now, not when the next write needs it
         if journal.room < self._margin and not journal.prepare(self._margin):
             self.on_pressure()
 

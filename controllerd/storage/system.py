@@ -31,6 +31,7 @@ from controllerd.storage.io import Files
 from controllerd.storage.journal import Journal
 from controllerd.storage.pools import Disk, Pool
 from controllerd.storage.recovery import recover_group
+from controllerd.storage.spares import SpareMaker
 from controllerd.storage.volume import Access, Volume
 
 MIN_VOLUME: Final = 512
@@ -104,6 +105,8 @@ class StorageSystem:
         self.groups: dict[str, Group] = {}
         self.volumes: dict[str, Volume] = {}
         self.destagers: dict[str, Destager] = {}
+        self._spare_makers: dict[str, SpareMaker] = {}
+        self._one_spare_at_a_time = asyncio.Lock()
         self.budget = CacheBudget(settings.cache_bytes)
         self._full_since: dict[str, int] = {}
         self.guard: Callable[[Group, str], None] = _allow
@@ -154,7 +157,7 @@ class StorageSystem:
         for group in self.groups.values():
             if group.read_error is None:
                 self.catalogue.put_document("group", group.name, group.document())
-            self.destagers[group.name].start()
+            self._start_background(group.name)
         self.checkpointer.start()
 
     async def stop(self) -> None:
@@ -163,8 +166,8 @@ class StorageSystem:
         When a disk or journal fails meanwhile the rest is left to recovery.
         """
         await self.checkpointer.stop()
-        for destager in self.destagers.values():
-            await destager.stop()
+        for name in self.groups:
+            await self._stop_background(name)
         try:
             async with asyncio.timeout(30):
                 await self.checkpointer.checkpoint()
@@ -352,8 +355,16 @@ class StorageSystem:
             raise NoSpace(f"group {name}: no journal segment in {group.journal.directory}: {error}") from error
         group.update_accepting()
         self.catalogue.put_document("group", name, group.document())
-        self.destagers[name].start()
+        self._start_background(name)
         return group
+
+    def _start_background(self, name: str) -> None:
+        self.destagers[name].start()
+        self._spare_makers[name].start()
+
+    async def _stop_background(self, name: str) -> None:
+        await self.destagers[name].stop()
+        await self._spare_makers[name].stop()
 
     def _journal_ids(self) -> set[int]:
         names = self._files.names(f"{self.settings.data_directory}/journals")
@@ -387,12 +398,13 @@ class StorageSystem:
             announce=self._announce,
             report=self.report,
         )
+        self._spare_makers[name] = SpareMaker(group, self._one_spare_at_a_time, self.checkpointer.run_blocking)
         group.on_pressure = self.checkpointer.request
         return group
 
     def _forget_group(self, name: str) -> None:
         group = self.groups.pop(name)
-        del self.destagers[name]
+        del self.destagers[name], self._spare_makers[name]
         group.close()
         for file_name in self._files.names(group.journal.directory):
             self._files.remove(f"{group.journal.directory}/{file_name}")
@@ -409,7 +421,7 @@ class StorageSystem:
             raise Conflict(f"group {name} has volumes: {', '.join(v.name for v in group.volumes.values())}")
         self.guard(group, f"delete group {name}")
         async with self.checkpointer.lock:  # else a checkpoint under way would bring the document back
-            await self.destagers[name].stop()
+            await self._stop_background(name)
             self.catalogue.delete_document("destaging", name)
             self.catalogue.delete_document("group", name)
             self._forget_group(name)
