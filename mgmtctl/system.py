@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from controllerd.management.schemas import Done, SystemAnswer
+from controllerd.management.schemas import Done, PeerAnswer, SystemAnswer
 from mgmtctl import output
 from mgmtctl.options import ControllerOption, JsonOption, session_of
 
@@ -23,7 +23,7 @@ def show(context: typer.Context, controller: ControllerOption = None, as_json: J
     if as_json:
         output.print_json(answer)
         return
-    peers = [f"{peer.name} at {peer.address} ({_link(peer.connected)})" for peer in answer.peers]
+    peers = [f"{peer.name} at {peer.address} ({_link(peer)})" for peer in answer.peers]
     things = ((answer.disks, "disk"), (answer.pools, "pool"), (answer.groups, "group"), (answer.volumes, "volume"))
     output.print_fields(
         [
@@ -42,8 +42,10 @@ def show(context: typer.Context, controller: ControllerOption = None, as_json: J
     )
 
 
-def _link(connected: bool | None) -> str:
-    return "not in use" if connected is None else "connected" if connected else "does not answer"
+def _link(peer: PeerAnswer) -> str:
+    if peer.connected is None:
+        return peer.reason or "not in use"
+    return "connected" if peer.connected else f"not connected: {peer.reason}"
 
 
 @app.command("config", epilog="Example: mgmtctl system config -c A --json")

@@ -41,9 +41,9 @@ class PairOrders:
         """One entry per pair."""
         return [PairStatus.model_validate(status) for status in self._manager.status()]
 
-    def peer_connected(self, name: str) -> bool | None:
-        """Whether records can travel to or from a peer; None if there is no pair with it."""
-        return self._manager.peer_connected(name)
+    def peer_link(self, name: str) -> tuple[bool | None, str]:
+        """Whether records can travel to or from a peer, and why not; None if no connection is wanted."""
+        return self._manager.peer_link(name)
 
     async def preview(self, domain: str) -> TakeoverAnswer:
         """What a takeover would give now."""

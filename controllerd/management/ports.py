@@ -31,8 +31,8 @@ class PairsPort(Protocol):
     def status(self) -> Sequence[PairStatus]:
         """One entry per pair."""
 
-    def peer_connected(self, name: str) -> bool | None:
-        """Whether the peer answers now; None if nothing is asked of it."""
+    def peer_link(self, name: str) -> tuple[bool | None, str]:
+        """Whether the peer answers now, and why not; None if nothing is asked of it."""
 
     async def create(self, order: PairCreate) -> tuple[PairAnswer, bool]:
         """This side of a pair, and whether it is new (False: the same pair was there already)."""

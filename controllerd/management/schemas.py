@@ -65,7 +65,8 @@ class PeerAnswer(Answer):
     name: str
     address: str
     serial: int | None = None
-    connected: bool | None = None
+    connected: bool | None = Field(None, description="Whether the peer is connected; None: no connection is wanted.")
+    reason: str = Field("", description="Why it is not connected.")
 
 
 class SystemAnswer(Answer):
@@ -322,7 +323,9 @@ class PairStatus(Answer):
     link_reason: str | None = Field(None, description="Why there is no connection.")
     blocked: bool = Field(False, description="Primary: hosts' writes wait; secondary: what arrives finds no room.")
     written: Position = Field(Position(), description="The primary's newest record.")
-    transferred: Position = Field(Position(), description="Sent by the primary.")
+    transferred: Position = Field(
+        Position(), description="Sent by the primary. From here on null: not known, until the peer is heard."
+    )
     arrived: Position = Field(Position(), description="In the secondary's journal, without gaps.")
     durable: Position = Field(Position(), description="There for good.")
     applied: Position = Field(Position(), description="Visible at the secondary.")
@@ -341,7 +344,9 @@ class PairStatus(Answer):
     )
     diverged_bytes: int | None = None
     holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
-    holder_since: int | None = Field(None, description="Wall-clock ns since when it holds it.")
+    holder_since: int | None = Field(
+        None, description="Wall-clock ns since when the line stands still; no reconnect moves it."
+    )
     holder_why: str | None = None
 
 

@@ -50,11 +50,16 @@ def system(controller: ControllerPort) -> SystemAnswer:
         cache_limit_bytes=storage.budget.limit,
         checkpoints=storage.checkpointer.count,
         peers=[
-            PeerAnswer(name=name, address=address, serial=serial, connected=pairs.peer_connected(name))
+            _peer(name, address, serial, pairs.peer_link(name))
             for name, address, serial in controller.configured_peers()
         ],
         faults=faults(storage),
     )
+
+
+def _peer(name: str, address: str, serial: int | None, link: tuple[bool | None, str]) -> PeerAnswer:
+    connected, reason = link
+    return PeerAnswer(name=name, address=address, serial=serial, connected=connected, reason=reason)
 
 
 def faults(storage: StorageSystem) -> list[str]:

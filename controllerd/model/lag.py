@@ -54,6 +54,12 @@ class LagClock:
         return None
 
     @property
+    def image(self) -> tuple[int, int] | None:
+        """(number, wall ns): with everything up to that number the image is as new as that; None: not known yet."""
+        known = self.consistent_wall_ns
+        return None if known is None else (self._samples[0].seq, known)
+
+    @property
     def heard_s(self) -> float:
         """When the newest heartbeat came in, by the local monotonic clock; minus infinity: none has yet."""
         return self._newest_mono_s
@@ -83,6 +89,11 @@ class LagClock:
         self._forget_passed()
         if len(samples) > self.samples_max:
             self._drop_one()
+
+    def restore(self, image: tuple[int, int], peer_wall_ns: int, local_mono_s: float) -> None:
+        """Take in what an earlier run knew: its `image`, and a heartbeat's wall ns and when it came in."""
+        seq, image_wall_ns = image
+        self.heartbeat(seq, peer_wall_ns, local_mono_s, behind_s=(peer_wall_ns - image_wall_ns) / _NS)
 
     def applied(self, seq: int) -> None:
         """Everything up to ``seq`` is visible."""

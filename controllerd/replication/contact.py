@@ -19,18 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from controllerd.model.lag import LagClock
+from controllerd.replication.kept import Keepable, KeptFigures, RunBlocking
 from controllerd.replication.messages import Heartbeat
 from controllerd.storage.catalogue import Catalogue
 
 FACT: Final = "replication-contacts"
-KEEP_S: Final = 5.0
-"""How often contacts are kept while a primary writes."""
-KEEP_IDLE_S: Final = 60.0
-"""How often while all are idle: a system at rest costs next to nothing."""
 _NS: Final = 1_000_000_000
 
 
@@ -49,6 +46,8 @@ class Contact:
         self._created = created
         self._clock = clock
         self._now_s = now_s
+        self._known_s = -math.inf
+        """Up to when it is known what the hosts wrote, by the local monotonic clock."""
         self._limit_time = 0
         self._limit_through: int | None = None
         """Number that has to be applied before the limit falls; None: it stands."""
@@ -68,8 +67,13 @@ class Contact:
             self._limit_through = beat.last_seq
 
     def _hear(self, beat: Heartbeat, heard_s: float) -> None:
+        known_s = heard_s - beat.behind_ns / _NS
+        if self.beat is not None and beat.last_seq >= self.beat.last_seq:
+            # A primary that restarted may know less of its own primary than it had told: what was known stays known.
+            known_s = max(known_s, self._known_s)
         self.beat = beat
-        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=beat.behind_ns / _NS)
+        self._known_s = known_s
+        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=heard_s - known_s)
 
     def applied(self, sequence: int) -> None:
         """Everything up to the primary's record ``sequence`` is visible."""
@@ -90,6 +94,11 @@ class Contact:
         return self._limit_time, self._limit_through
 
     @property
+    def heard_s(self) -> float:
+        """When the last heartbeat came in, by the local monotonic clock; minus infinity: none has yet."""
+        return self.lag.heard_s
+
+    @property
     def heard_age_s(self) -> float:
         """Seconds since the last heartbeat, or since the pair was created."""
         if math.isinf(self.lag.heard_s):
@@ -99,7 +108,7 @@ class Contact:
     @property
     def unknown_s(self) -> float:
         """Seconds for which nothing is known of what the hosts wrote."""
-        return self.heard_age_s + (self.beat.behind_ns / _NS if self.beat is not None else 0.0)
+        return self.heard_age_s if self.beat is None else max(0.0, self._now_s() - self._known_s)
 
     @property
     def heard_at(self) -> int:
@@ -118,7 +127,8 @@ class Contact:
         if self.beat is None:
             return None
         return {
-            "created": self._created, "heard_at": self.heard_at, "beat": asdict(self.beat),
+            "created": self._created, "heard_at": self.heard_at, "known_at": self.unknown_since,
+            "beat": asdict(self.beat), "image": self.lag.image,
             "limit_time": self._limit_time, "limit_through": self._limit_through,
         }  # fmt: skip
 
@@ -126,32 +136,52 @@ class Contact:
         """Go on from what an earlier run kept; what another pair of the same name kept is nothing to this one."""
         if document["created"] != self._created:
             return
-        age_s = max(0.0, (self._clock() - document["heard_at"]) / _NS)
-        self._hear(Heartbeat(**document["beat"]), self._now_s() - age_s)
+        clock, now_s = self._clock(), self._now_s()
+        age_s = max(0.0, (clock - document["heard_at"]) / _NS)
+        beat = Heartbeat(**document["beat"])
+        self._known_s = now_s - max(age_s, (clock - document["known_at"]) / _NS)
+        if document["image"] is not None:
+            self.lag.restore(document["image"], beat.wall_ns, now_s - age_s)
+        self.beat = beat
+        self._hear(beat, now_s - age_s)
         self.lag.cut()
         self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
 
+    def proved(self, sequence: int, time: int, *, timed: bool) -> None:
+        """The journal ends with the primary's record ``sequence`` of write time ``time``, made after what was kept.
 
-class KeptContacts:
-    """The contacts of all pairs of one controller, kept together in one fact of the catalogue."""
+        ``timed``: write times are of the primary's clock. A record is then as good as a heartbeat that came when it
+        was written; a copy's records tell nothing of when it heard what it copies.
+        """
+        beat = self.beat
+        if beat is None or sequence <= beat.last_seq:
+            return
+        later_ns = time - max(beat.wall_ns, beat.last_time)
+        heard_s, wall_ns = self.lag.heard_s, beat.wall_ns
+        original = not (beat.behind_ns or self._limit_time)
+        # Longer than the time that has passed: a clock was set, and nothing follows from it.
+        if timed and original and 0 < later_ns <= (self._now_s() - heard_s) * _NS:
+            heard_s, wall_ns = heard_s + later_ns / _NS, time
+        newest = replace(beat, last_seq=sequence, last_time=max(time, beat.last_time), wall_ns=wall_ns)
+        self._hear(newest, heard_s)
+        self.lag.cut()
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self._kept_s = -math.inf
-        self._seen: dict[str, int] = {}
-        self._limits: dict[str, tuple[int, int | None]] = {}
 
-    def restore(self, contacts: Mapping[str, Contact]) -> None:
-        """Give each pair's contact what the run before kept of it."""
-        kept: dict[str, Any] = self._catalogue.get_fact(FACT) or {}
-        for name, contact in contacts.items():
-            if name in kept:
-                contact.restore(kept[name])
+class KeptContacts(KeptFigures):
+    """The contacts of all pairs whose secondaries are here. A limit is kept at once, before anything goes on."""
 
-    def keep(self, contacts: Mapping[str, Contact], now_s: float) -> None:
-        """Keep them if it is time; a crash makes what is known older by what was not kept, never newer."""
-        if now_s - self._kept_s >= (KEEP_S if _numbers(contacts) != self._seen else KEEP_IDLE_S):
-            self.keep_now(contacts, now_s)
+    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking) -> None:
+        super().__init__(catalogue, FACT, run_blocking)
+        self._limits: dict[str, tuple[int, int | None]] | None = {}
+        """Those that are kept; None: others may be kept by now."""
+
+    def begin(self, items: Mapping[str, Keepable]) -> None:
+        self._limits = None
+        super().begin(items)
+
+    def keep_now(self, items: Mapping[str, Keepable], now_s: float) -> None:
+        self._limits = None
+        super().keep_now(items, now_s)
 
     def keep_limits(self, contacts: Mapping[str, Contact], now_s: float) -> None:
         """Keep them if a limit is not the kept one; durable on return.
@@ -159,21 +189,7 @@ class KeptContacts:
         Raises:
             DiskFailed: not kept; it is tried again when asked again.
         """
-        if _limits(contacts) != self._limits:
+        limits = {name: contact.limit for name, contact in contacts.items()}
+        if limits != self._limits:
             self.keep_now(contacts, now_s)
-
-    def keep_now(self, contacts: Mapping[str, Contact], now_s: float) -> None:
-        """Keep them; durable on return."""
-        self._kept_s = now_s  # also when it fails: it is tried again next time
-        documents = {name: contact.document() for name, contact in contacts.items()}
-        self._catalogue.put_fact(FACT, {name: found for name, found in documents.items() if found is not None})
-        self._seen = _numbers(contacts)
-        self._limits = _limits(contacts)
-
-
-def _limits(contacts: Mapping[str, Contact]) -> dict[str, tuple[int, int | None]]:
-    return {name: contact.limit for name, contact in contacts.items()}
-
-
-def _numbers(contacts: Mapping[str, Contact]) -> dict[str, int]:
-    return {name: contact.beat.last_seq for name, contact in contacts.items() if contact.beat is not None}
+            self._limits = limits

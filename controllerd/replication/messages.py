@@ -24,13 +24,14 @@ PROTOCOL: Final = 1
 MAX_TEXT: Final = 512
 MAX_U64: Final = (1 << 64) - 1
 
-# ACK payload, 40 bytes, little-endian: what the secondary has, by the primary's numbers
+# ACK payload, 40 bytes and a text, little-endian: what the secondary has, by the primary's numbers
 #  0          8         16        24             32       40
-#  +----------+---------+---------+--------------+--------+
-#  | received | durable | applied | applied time | credit |
-#  +----------+---------+---------+--------------+--------+
+#  +----------+---------+---------+--------------+--------+------+
+#  | received | durable | applied | applied time | credit | held |
+#  +----------+---------+---------+--------------+--------+------+
 # credit = bytes of DATA payload that may be sent in this session, counted from its
-# begin, so that a lost or overtaken ACK changes nothing.
+# begin, so that a lost or overtaken ACK changes nothing. held (UTF-8) = empty, or the name
+# of the secondary's group that holds the consistency line back, a line feed, and why.
 _ACK: Final = struct.Struct("<QQQQQ")
 assert _ACK.size == 40
 
@@ -211,12 +212,13 @@ class Ack:
     applied_time: int
     credit: int
     tick_wanted: bool = False
+    held: str = ""
 
     def encode(self) -> bytes:
         """Return the whole frame."""
         flags = FrameFlag.TICK_WANTED if self.tick_wanted else 0
         payload = _ACK.pack(self.received, self.durable, self.applied, self.applied_time, self.credit)
-        return encode_frame(FrameType.ACK, payload, flags=flags)
+        return encode_frame(FrameType.ACK, payload + self.held[:MAX_TEXT].encode(), flags=flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +247,11 @@ def decode_ack_untrusted(payload: memoryview, flags: int) -> Ack:
     Raises:
         FrameError: not one, or it contradicts itself.
     """
-    if len(payload) != _ACK.size:
+    if len(payload) < _ACK.size:
         raise FrameError("ACK of a wrong length")
-    received, durable, applied, applied_time, credit = _ACK.unpack(payload)
-    ack = Ack(received, durable, applied, applied_time, credit, bool(flags & FrameFlag.TICK_WANTED))
+    held = _text_untrusted("ACK", payload[_ACK.size :])
+    received, durable, applied, applied_time, credit = _ACK.unpack(payload[: _ACK.size])
+    ack = Ack(received, durable, applied, applied_time, credit, bool(flags & FrameFlag.TICK_WANTED), held)
     if not ack.applied <= ack.received or not ack.durable <= ack.received:
         raise FrameError("ACK says that more is durable or applied than was received")
     return ack
@@ -262,11 +265,16 @@ def decode_heartbeat_untrusted(payload: memoryview) -> Heartbeat:
     """
     if len(payload) < _HEARTBEAT.size:
         raise FrameError("HEARTBEAT of a wrong length")
-    try:
-        remark = str(payload[_HEARTBEAT.size :], "utf-8")
-    except UnicodeDecodeError as error:
-        raise FrameError("HEARTBEAT whose remark is no text") from error
-    if len(remark) > MAX_TEXT:
-        raise FrameError("HEARTBEAT whose remark is too long")
+    remark = _text_untrusted("HEARTBEAT", payload[_HEARTBEAT.size :])
     last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time = _HEARTBEAT.unpack(payload[: _HEARTBEAT.size])
     return Heartbeat(last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time, remark)
+
+
+def _text_untrusted(message: str, payload: memoryview) -> str:
+    try:
+        text = str(payload, "utf-8")
+    except UnicodeDecodeError as error:
+        raise FrameError(f"{message} whose remark is no text") from error
+    if len(text) > MAX_TEXT:
+        raise FrameError(f"{message} whose remark is too long")
+    return text

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from controllerd.model.errors import Conflict, NotFound, RemoteCopyError
@@ -26,15 +26,16 @@ from controllerd.replication.contact import Contact, KeptContacts
 from controllerd.replication.context import Context
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import SyncIntake
+from controllerd.replication.kept import Keepable, KeptFigures
 from controllerd.replication.links import Acceptor, Link
 from controllerd.replication.messages import Fence, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.pair_record import TABLE, PairRecord, PairSpec, read_record
 from controllerd.replication.ports import GroupPort, Report
 from controllerd.replication.primary import PrimaryPair
 from controllerd.replication.secondary import SecondaryPair
-from controllerd.replication.sender import Source
+from controllerd.replication.sender import Sender, Source
 from controllerd.replication.settings import ReplicationSettings
-from controllerd.replication.status import PairStatus, primary_status, secondary_status
+from controllerd.replication.status import PairStatus, find_holder, primary_status, secondary_status
 from controllerd.replication.takeover import TABLE as TAKEOVERS
 from controllerd.replication.takeover import Takeover, TakeoverReport, is_undecided, refuse_during_takeover
 from controllerd.replication.ticker import Ticker
@@ -42,6 +43,7 @@ from controllerd.storage.group import RECOVERED, Group
 from controllerd.storage.system import StorageSystem
 
 RUN_FACT: Final = "replication-boot"
+ACKS_FACT: Final = "replication-acks"
 
 
 class PairManager:
@@ -64,7 +66,9 @@ class PairManager:
         self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
         self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
-        self._kept_contacts = KeptContacts(storage.catalogue)
+        run_blocking = storage.checkpointer.run_blocking
+        self._kept_contacts = KeptContacts(storage.catalogue, run_blocking)
+        self._kept_acks = KeptFigures(storage.catalogue, ACKS_FACT, run_blocking)
 
     # ---- life ----------------------------------------------------------------------
 
@@ -96,6 +100,9 @@ class PairManager:
                 self._add_secondary(record, group)
         storage.catalogue.put_fact(RUN_FACT, settings.boot)
         self._kept_contacts.restore(self._contacts)
+        self._kept_acks.restore(self._senders)
+        for pair in self.secondaries.values():
+            pair.prove_contact()
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
         storage.guard = self.refuse_change
@@ -145,9 +152,10 @@ class PairManager:
             timer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await timer
-        if self.secondaries:
+        for kept, items in self._kept():
             with contextlib.suppress(RemoteCopyError):  # what is not kept makes what is known older, never newer
-                self._kept_contacts.keep_now(self._contacts, asyncio.get_running_loop().time())
+                await kept.finish()
+                kept.keep_now(items, asyncio.get_running_loop().time())
         for domain in self.domains.values():
             domain.freeze()
         for secondary in self.secondaries.values():
@@ -406,19 +414,46 @@ class PairManager:
     def _status(self, pair: PrimaryPair | SecondaryPair) -> PairStatus:
         if isinstance(pair, PrimaryPair):
             return primary_status(pair)
-        return secondary_status(
-            pair, {other.group.name: other for other in self.secondaries.values() if other.domain is pair.domain}
-        )
+        return secondary_status(pair, self._by_group(pair.domain))
 
-    def peer_connected(self, name: str) -> bool | None:
-        """Whether records can travel to or from a peer; None: there is no pair with it."""
-        found = [pair.sender.connected for pair in self.primaries.values() if pair.record.peer == name]
-        found += [pair.receiver.connected for pair in self.secondaries.values() if pair.record.peer == name]
-        return any(found) if found else None
+    def _by_group(self, domain: DomainApplier) -> dict[str, SecondaryPair]:
+        return {pair.group.name: pair for pair in self.secondaries.values() if pair.domain is domain}
+
+    def _held(self, pair: SecondaryPair) -> str:
+        """What holds the line of the pair's domain, as an ACK says it."""
+        by_group = self._by_group(pair.domain)
+        held = find_holder(pair.domain, by_group, {name: other.why_unheard() for name, other in by_group.items()})
+        return "" if held is None else f"{held.group}\n{held.why}"
+
+    def peer_link(self, name: str) -> tuple[bool | None, str]:
+        """Whether records can travel to or from a peer, and why not; None: no connection is wanted."""
+        primaries = [pair for pair in self.primaries.values() if pair.record.peer == name]
+        secondaries = [pair for pair in self.secondaries.values() if pair.record.peer == name]
+        if any(pair.sender.connected for pair in primaries) or any(pair.receiver.connected for pair in secondaries):
+            return True, ""
+        waiting = [f"waiting for {name} to connect ({pair.sender.reason})" for pair in primaries if pair.active]
+        waiting += [pair.receiver.reason for pair in secondaries if pair.active]
+        if waiting:
+            return False, waiting[0]
+        pairs: list[PrimaryPair | SecondaryPair] = [*primaries, *secondaries]
+        states = [f"pair {pair.record.spec.identity} is {pair.record.state.value}" for pair in pairs]
+        return None, f"no connection wanted: {', '.join(states)}" if states else ""
 
     @property
     def _contacts(self) -> dict[str, Contact]:
         return {identity: pair.contact for identity, pair in self.secondaries.items()}
+
+    @property
+    def _senders(self) -> dict[str, Sender]:
+        return {identity: pair.sender for identity, pair in self.primaries.items()}
+
+    def _kept(self) -> list[tuple[KeptFigures, Mapping[str, Keepable]]]:
+        """What is kept of those pairs that there are."""
+        both: list[tuple[KeptFigures, Mapping[str, Keepable]]] = [
+            (self._kept_contacts, self._contacts),
+            (self._kept_acks, self._senders),
+        ]
+        return [(kept, items) for kept, items in both if items]
 
     def _keep_limits(self) -> None:
         self._kept_contacts.keep_limits(self._contacts, asyncio.get_running_loop().time())
@@ -546,9 +581,9 @@ class PairManager:
                 primary.sender.heartbeat()
         if beat:
             for secondary in list(self.secondaries.values()):
-                secondary.receiver.heartbeat(now_s)
-            if self.secondaries:
-                self._kept_contacts.keep(self._contacts, now_s)
+                secondary.receiver.heartbeat(now_s, self._held(secondary))
+            for kept, items in self._kept():
+                kept.keep(items, now_s)
 
     def _tick(self) -> None:
         # Groups that get ticks from upstream, or must get nothing because a takeover has decided their cut.

@@ -56,8 +56,9 @@ class PrimaryPair:
         self._on_fenced = on_fenced
         settings = context.settings
         self.sender = Sender(
-            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s), source
-        )
+            record.spec.identity, group, self, context.clock, max(1.0, 3 * settings.heartbeat_interval_s), source,
+            record.created,
+        )  # fmt: skip
         self.mirror: Mirror | None = None
         if record.spec.mode == "sync":
             self.mirror = Mirror(
@@ -79,9 +80,17 @@ class PrimaryPair:
         """Whether records travel, or would if there was a connection."""
         return is_active(self.record.state)
 
+    @property
+    def now(self) -> int:
+        """Wall clock, ns."""
+        return self._context.clock()
+
     def start(self, *, created: bool) -> None:
         """Begin, or go on after a restart; the journal is kept for the secondary from here on."""
         record, group = self.record, self.group
+        if created:
+            begin = record.start_seq
+            self.sender.said = Ack(begin, begin, begin, 0, 0)  # there is nothing before that it could lack
         if record.state is PairState.SSWS:
             group.refuse_writes(self._fence_error())
         elif self.active:

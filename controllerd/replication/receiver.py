@@ -114,6 +114,7 @@ class Receiver:
         self._answers: dict[Link, asyncio.Future[Accept | Refuse]] = {}
         self._ended: asyncio.Future[str] | None = None
         self._poke = asyncio.Event()
+        self._held = ""
         self._gap: tuple[int, float] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -325,7 +326,7 @@ class Receiver:
         self.contact.applied(applied)
         return Ack(
             received, min(intake.durable_seq, received), min(applied, received), self._events.applied_time(),
-            self._credit, self._events.tick_wanted(),
+            self._credit, self._events.tick_wanted(), self._held,
         ).encode()  # fmt: skip
 
     def acknowledge(self) -> None:
@@ -333,8 +334,12 @@ class Receiver:
         if self._links:
             self._links[0].send(self._ack())
 
-    def heartbeat(self, now_s: float) -> None:
-        """Say that this side is alive, and look whether the other one is and whether a gap has closed."""
+    def heartbeat(self, now_s: float, held: str) -> None:
+        """Say that this side is alive, and look whether the other one is and whether a gap has closed.
+
+        ``held`` is what holds the consistency line, as `Ack` says it; every ACK until the next heartbeat says it.
+        """
+        self._held = held
         self.contact.applied(self.intake.applied_seq)
         if not self._links:
             return

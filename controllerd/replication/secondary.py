@@ -73,6 +73,11 @@ class SecondaryPair:
             return None if not self.record.time_source else _mode(self.group.write_time.source)
         return _mode(self.record.time_source)
 
+    @property
+    def now(self) -> int:
+        """Wall clock, ns."""
+        return self._context.clock()
+
     def join_domain(self) -> None:
         """Take the group into its apply domain, with everything that is pending.
 
@@ -259,6 +264,13 @@ class SecondaryPair:
         self.record.adrift_time = max(1, self.group.last_time)
         self._context.save(self.record)
         return True
+
+    def prove_contact(self) -> None:
+        """Take the newest record that is here as heard, after a restart: the kept contact may be older."""
+        record, group = self.record, self.group
+        # Own ticks are no word of the primary.
+        if record.generation and group.recovered and record.state is not PairState.SSWS and not record.adrift_time:
+            self.contact.proved(self.intake.next_seq - 1, group.last_time, timed=record.time_source == "clock")
 
     @property
     def limit_time(self) -> int:

@@ -20,8 +20,8 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
 
@@ -93,7 +93,7 @@ class Session:
 
 
 class Sender:
-    """Sends the journal of ``group`` to the secondary of pair ``pair_id``."""
+    """Sends the journal of ``group`` to the secondary of pair ``pair_id``, which was ``created`` then (wall ns)."""
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Sender:
         clock: Callable[[], int],
         report_lag_s: float,
         source: Callable[[], Source],
+        created: int,
     ) -> None:
         self.consumer = f"pair {pair_id}"
         """Name under which the group keeps its journal for this pair."""
@@ -111,6 +112,8 @@ class Sender:
         self.epoch = 0
         """Newest session epoch seen; an older one is refused."""
         self.ack = Ack(0, 0, 0, 0, 0)
+        self.said: Ack | None = None
+        """What the secondary acknowledged last, of this run or an earlier one; None: not known. For people only."""
         self.tick_wanted = False
         self.lag = LagClock(report_lag_s)
         self.connected_since: int | None = None
@@ -121,8 +124,10 @@ class Sender:
         self._events = events
         self._clock = clock
         self._source = source
+        self._created = created
         self._scheduled = False
         self._reading: asyncio.Task[None] | None = None
+        self._bytes_before = group.journal.used_bytes  # what a secondary may lack of an earlier run is not below 0
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=_SAMPLES)  # number, bytes, write time
         group.on_commit.append(self.wake)
 
@@ -139,9 +144,11 @@ class Sender:
         return self.session is not None
 
     @property
-    def transferred_seq(self) -> int:
-        """Last number handed to a connection; what was sent and lost is sent again."""
-        return self.session.next_seq - 1 if self.session is not None else self.ack.received
+    def transferred_seq(self) -> int | None:
+        """Last number handed to a connection; what was sent and lost is sent again. None: not known."""
+        if self.session is not None:
+            return self.session.next_seq - 1
+        return None if self.said is None else self.said.received
 
     def attach(self, link: Link, pull: Pull, start_seq: int) -> None:
         """Take over a connection whose PULL was accepted; it is sent records from the next iteration on."""
@@ -267,11 +274,11 @@ class Sender:
     def heartbeat(self) -> None:
         """Say on every connection where this side is."""
         group = self.group
-        self._samples.append((group.last_seq, group.bytes_written, group.last_time))
+        self._samples.append((group.last_seq, self.bytes_total, group.last_time))
         if self.session is not None:
             source = self._source()
             beat = Heartbeat(
-                group.last_seq, group.last_time, self._clock(), group.bytes_written,
+                group.last_seq, group.last_time, self._clock(), self.bytes_total,
                 source.behind_ns, source.limit_time, source.remark,
             ).encode()  # fmt: skip
             for link in self.session.links:
@@ -307,8 +314,10 @@ class Sender:
             max(known.applied, ack.applied),
             max(known.applied_time, ack.applied_time),
             max(known.credit, ack.credit),
+            held=ack.held,
         )
         session.credit = max(session.credit, ack.credit)
+        self.said = self.ack
         self.tick_wanted = ack.tick_wanted
 
     def _after_ack(self, ack: Ack) -> None:
@@ -319,12 +328,54 @@ class Sender:
         self._events.acknowledged(self.ack)
         self.wake()
 
+    # ---- over restarts -----------------------------------------------------------------
+
+    @property
+    def heard_s(self) -> float:
+        """When the secondary acknowledged anything last, by the local monotonic clock."""
+        return self.lag.heard_s
+
+    def document(self) -> dict[str, Any] | None:
+        """What is kept of what the secondary said, as JSON values; None: it said nothing yet."""
+        if self.said is None or self.last_contact is None:
+            return None
+        return {
+            "created": self._created,
+            "heard_at": self.last_contact,
+            "said": asdict(self.said),
+            "image": self.lag.image,
+        }
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Go on from what an earlier run kept; what another pair of the same name kept is nothing to this one."""
+        if document["created"] != self._created:
+            return
+        kept = Ack(**document["said"])
+        last = self.group.last_seq  # what was not yet durable was lost here
+        self.said = replace(
+            kept, received=min(kept.received, last), durable=min(kept.durable, last), applied=min(kept.applied, last),
+            held="",
+        )  # fmt: skip
+        heard_at = self.last_contact = document["heard_at"]
+        if document["image"] is not None:
+            heard_s = asyncio.get_running_loop().time() - max(0, self._clock() - heard_at) / 1e9
+            self.lag.restore(document["image"], heard_at, heard_s)
+            self.lag.applied(document["image"][0])
+            self.lag.cut()
+
+    # ---- figures --------------------------------------------------------------------------
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of all records so far, counted from an arbitrary base."""
+        return self._bytes_before + self.group.bytes_written
+
     def bytes_at(self, sequence: int) -> int:
-        """The group's byte counter just behind record ``sequence``, as near as heartbeats remember it."""
-        group = self.group
+        """`bytes_total` just behind record ``sequence``, as near as heartbeats remember it."""
+        group, total = self.group, self.bytes_total
         if sequence >= group.last_seq:
-            return group.bytes_written
-        low, high = (0, -1), (group.last_seq, group.bytes_written)
+            return total
+        low, high = (0, -1), (group.last_seq, total)
         for sample in self._samples:
             if sample[0] <= sequence:
                 low = sample[:2]
@@ -334,7 +385,7 @@ class Sender:
         if low[1] < 0:  # from before this run: take the journal's average
             kept = max(1, group.last_seq - group.journal.first + 1)
             average = group.journal.used_bytes / kept
-            return max(0, group.bytes_written - round(average * (group.last_seq - sequence)))
+            return max(0, total - round(average * (group.last_seq - sequence)))
         share = (sequence - low[0]) / max(1, high[0] - low[0])
         return low[1] + round(share * (high[1] - low[1]))
 

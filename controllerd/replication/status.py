@@ -12,11 +12,15 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from controllerd.model.pair_state import PairState
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.primary import PrimaryPair
 from controllerd.replication.secondary import SecondaryPair
+from controllerd.replication.sender import Sender
+
+_NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class PairStatus:
     lag_bytes: int | None
     missing_writes: int | None
     missing_bytes: int | None
-    pending_writes: int
+    pending_writes: int | None
     cut_time: int | None
     unknown_since: int | None
     unheard_why: str
@@ -81,10 +85,13 @@ class PairStatus:
 
 def primary_status(pair: PrimaryPair) -> PairStatus:
     """Status of a pair whose primary is here."""
-    record, group, sender, ack = pair.record, pair.group, pair.sender, pair.sender.ack
-    now_s = asyncio.get_running_loop().time()
-    lag_s = sender.lag.lag_seconds(now_s)
-    cut = pair.active and not sender.connected
+    record, group, sender, said = pair.record, pair.group, pair.sender, pair.sender.said
+    lag_s = sender.lag.lag_seconds(asyncio.get_running_loop().time())
+    held = _primary_held(pair, lag_s)
+    # On a synchronous pair, and behind one, the secondary's times are its own.
+    applied_time = said.applied_time if said is not None and record.spec.mode == "async" else 0
+    applied = _sent(sender, None if said is None else said.applied, 0)
+    arrived = _sent(sender, None if said is None else said.received, applied_time)
     return PairStatus(
         pair_id=record.spec.identity,
         group=record.group,
@@ -102,24 +109,56 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         link_reason="" if sender.connected else f"waiting for {record.peer} to connect ({sender.reason})",
         blocked=pair.mirror is not None and pair.mirror.blocked,
         written=Position(group.last_seq, group.last_time),
-        transferred=Position(sender.transferred_seq, sender.time_at(sender.transferred_seq)),
-        arrived=Position(ack.received, sender.time_at(ack.received)),
-        durable=Position(ack.durable, sender.time_at(ack.durable)),
-        applied=Position(ack.applied, ack.applied_time or None),
+        transferred=_sent(sender, sender.transferred_seq, arrived.time or 0),
+        arrived=arrived,
+        durable=_sent(sender, None if said is None else said.durable, 0),
+        applied=Position(applied.seq, applied_time) if applied_time else applied,
         lag_s=None if math.isinf(lag_s) else lag_s,
-        lag_bytes=max(0, group.bytes_written - sender.bytes_at(ack.applied)),
-        missing_writes=max(0, group.last_seq - ack.received),
-        missing_bytes=max(0, group.bytes_written - sender.bytes_at(ack.received)),
-        pending_writes=max(0, ack.received - ack.applied),
+        lag_bytes=None if said is None else max(0, sender.bytes_total - sender.bytes_at(said.applied)),
+        missing_writes=None if said is None else max(0, group.last_seq - said.received),
+        missing_bytes=None if said is None else max(0, sender.bytes_total - sender.bytes_at(said.received)),
+        pending_writes=None if said is None else max(0, said.received - said.applied),
         cut_time=None,
         unknown_since=None,
         unheard_why="",
         diverged_writes=(record.diverged or {}).get("writes"),
         diverged_bytes=(record.diverged or {}).get("bytes"),
-        holder=record.group if cut else None,
-        holder_since=(sender.last_contact or record.since) if cut else None,
-        holder_why=f"no connection from {record.peer}: {sender.reason}" if cut else None,
+        holder=None if held is None else held.group,
+        holder_since=None if held is None else held.since,
+        holder_why=None if held is None else held.why,
     )
+
+
+def _sent(sender: Sender, sequence: int | None, time_min: int) -> Position:
+    """Record ``sequence``, which is not older than ``time_min``, at the primary."""
+    if sequence is None:
+        return Position()
+    return Position(sequence, max(sender.time_at(sequence) or 0, time_min) or None)
+
+
+def _primary_held(pair: PrimaryPair, lag_s: float) -> Held | None:
+    """What holds back a pair whose primary is here; None: nothing, or not for longer than is reported."""
+    record, group, sender, said = pair.record, pair.group, pair.sender, pair.sender.said
+    if not pair.active:
+        return None
+    now = pair.now
+    heard = record.created if sender.last_contact is None else sender.last_contact
+    since = heard if math.isinf(lag_s) else now - round(lag_s * _NS)
+    if not sender.connected:
+        return Held(record.group, min(heard, since), f"no connection from {record.peer}: {sender.reason}")
+    if now - since <= sender.lag.fresh_s * _NS:
+        return None
+    if now - heard > sender.lag.fresh_s * _NS:
+        why = f"connected, but nothing is heard of {record.peer} for {(now - heard) / _NS:.0f} s"
+        return Held(record.group, since, why)
+    if said is None:
+        return Held(record.group, since, f"{record.peer} has not said yet what it has")
+    if said.held:
+        name, _, why = said.held.partition("\n")
+        return Held(f"{record.peer}:{name}", since, f"{record.peer} says: {why}")
+    if said.received < group.last_seq:
+        return Held(record.group, since, f"{group.last_seq - said.received} records are on the way to {record.peer}")
+    return Held(record.group, since, f"{record.peer} has not applied yet what it has")
 
 
 def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
@@ -132,6 +171,7 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
     taken_over = record.state is PairState.SSWS
     unheard = {name: other.why_unheard() for name, other in by_group.items()}
     held = None if taken_over else find_holder(pair.domain, by_group, unheard)
+    arrived = Position(intake.next_seq - 1, pair.known_time(group.last_time) or None)
     return PairStatus(
         pair_id=record.spec.identity,
         group=record.group,
@@ -145,12 +185,12 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         domain=record.spec.domain,
         connected=receiver.connected,
         connected_since=receiver.connected_since,
-        last_contact=receiver.last_contact,
+        last_contact=receiver.last_contact or (None if beat is None else pair.contact.heard_at),
         link_reason="" if receiver.connected or taken_over else receiver.reason,
         blocked=pair.stall is not None,
         written=Position(beat.last_seq, beat.last_time) if beat is not None else Position(),
-        transferred=Position(intake.next_seq - 1),
-        arrived=Position(intake.next_seq - 1, group.last_time),
+        transferred=arrived,
+        arrived=arrived,
         durable=Position(intake.durable_seq),
         applied=Position(intake.applied_seq, pair.known_time(group.applied_time)),
         lag_s=None if math.isinf(lag_s) or taken_over else lag_s,
@@ -179,18 +219,31 @@ class Held:
 
 
 def find_holder(domain: DomainApplier, by_group: dict[str, SecondaryPair], unheard: dict[str, str]) -> Held | None:
-    """Which group holds the line, or else whose path from the primary is cut; None: the line is free.
+    """Which group holds the line, or else whose path from the primary is cut or stalled; None: the line is free.
 
     ``unheard``: for each group why its primary is not heard, "" if it is.
     """
     holder = domain.holder()
     if holder is not None:
-        return Held(holder.group, holder.since, _why_held(by_group.get(holder.group), unheard))
-    cut = [(by_group[name].contact.unknown_since, name) for name, why in unheard.items() if why]
+        held = by_group.get(holder.group)
+        since = holder.since if held is None else min(holder.since, _still_since(held))
+        return Held(holder.group, since, _why_held(held, unheard))
+    cut = [(_still_since(pair), name) for name, pair in by_group.items() if unheard[name] or pair.stall is not None]
     if not cut:
         return None
     since, name = min(cut)
-    return Held(name, since, unheard[name])
+    return Held(name, since, _why_held(by_group[name], unheard))
+
+
+def _still_since(pair: SecondaryPair) -> int:
+    """Wall ns of the image that the group shows: as long as that the line stands still because of it.
+
+    A reconnect or restart does not move it. While the image is the present: since when nothing is known.
+    """
+    contact = pair.contact
+    lag_s = contact.lag.lag_seconds(asyncio.get_running_loop().time())
+    since = contact.unknown_since
+    return since if math.isinf(lag_s) else min(since, pair.now - round(lag_s * _NS))
 
 
 def _why_held(pair: SecondaryPair | None, unheard: dict[str, str]) -> str:

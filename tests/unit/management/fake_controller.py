@@ -72,8 +72,8 @@ class FakePairs:
             for pair in self.known.values()
         ]
 
-    def peer_connected(self, name: str) -> bool | None:
-        return True if name == "B" else None
+    def peer_link(self, name: str) -> tuple[bool | None, str]:
+        return (True, "") if name == "B" else (None, "")
 
     async def create(self, order: PairCreate) -> tuple[PairAnswer, bool]:
         self._failing()

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 from controllerd.replication.contact import Contact, KeptContacts
+from controllerd.replication.kept import KEEP_S
 from controllerd.replication.messages import Heartbeat
 from controllerd.storage.catalogue import Catalogue
 
 SECOND = 10**9
 
 
-class Run:
-    """One run of a secondary with pairs "p" and "q"; a crash is the next run."""
+async def _at_once(call: Callable[..., Any], *arguments: Any) -> None:
+    call(*arguments)
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self.now_s = 0.0
-        self.kept = KeptContacts(catalogue)
-        self.contacts = {name: Contact(1, lambda: SECOND, lambda: self.now_s, 1.0) for name in "pq"}
+
+class Run:
+    """One run of a secondary with pairs "p" and "q", at ``now_s`` of both clocks; a crash is the next run."""
+
+    def __init__(self, catalogue: Catalogue, now_s: float = 0.0) -> None:
+        self.now_s = now_s
+        self.kept = KeptContacts(catalogue, _at_once)
+        self.contacts = {name: Contact(1, lambda: round(self.now_s * SECOND), lambda: self.now_s, 1.0) for name in "pq"}
         for contact in self.contacts.values():
             contact.on_limit = lambda: self.kept.keep_limits(self.contacts, self.now_s)
         self.kept.restore(self.contacts)
 
-    def heard(self, name: str, limit_time: int) -> None:
-        self.contacts[name].heartbeat(Heartbeat(7, 70, SECOND, 0, limit_time=limit_time), self.now_s)
+    def heard(self, name: str, limit_time: int = 0, *, seq: int = 7, behind_s: int = 0) -> None:
+        wall_ns = round(self.now_s * SECOND)
+        beat = Heartbeat(seq, wall_ns, wall_ns, 0, behind_ns=behind_s * SECOND, limit_time=limit_time)
+        self.contacts[name].heartbeat(beat, self.now_s)
+
+    async def keep(self) -> None:
+        self.kept.keep(self.contacts, self.now_s)
+        await self.kept.finish()
 
 
-def test_crash_right_after_a_limit_was_heard_does_not_lift_it() -> None:
+async def test_crash_right_after_a_limit_was_heard_does_not_lift_it() -> None:
     catalogue = Catalogue(":memory:")
     run = Run(catalogue)
     run.heard("q", 0)
-    run.kept.keep(run.contacts, run.now_s)
+    await run.keep()
     run.heard("p", 69)
     again = Run(catalogue)
     assert (again.contacts["p"].limit_time, again.contacts["q"].limit_time) == (69, 0)
@@ -45,3 +60,102 @@ def test_limit_that_stands_again_outlives_a_crash_and_its_end_before() -> None:
     again = Run(catalogue)
     again.contacts["p"].applied(7)
     assert again.contacts["p"].limit_time == 69
+
+
+async def test_limit_is_kept_although_an_older_write_of_the_contacts_ends_later() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue)
+    held = asyncio.Event()
+
+    async def late(call: Callable[..., Any], *arguments: Any) -> None:
+        await held.wait()
+        call(*arguments)
+
+    run.kept = KeptContacts(catalogue, late)
+    run.heard("p")
+    run.kept.keep(run.contacts, run.now_s)
+    await asyncio.sleep(0)
+    run.heard("p", 69)
+    held.set()
+    await run.kept.finish()
+    assert Run(catalogue).contacts["p"].limit_time == 69
+
+
+async def test_idle_pairs_lose_no_more_than_the_interval_of_what_was_heard() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue)
+    for _ in range(60):
+        run.now_s += 1.0
+        run.heard("p")
+        await run.keep()
+    again = Run(catalogue, run.now_s)
+    assert 0 <= again.contacts["p"].heard_age_s <= KEEP_S
+    assert 0 <= again.contacts["p"].unknown_s <= KEEP_S
+
+
+async def test_nothing_is_written_while_nothing_is_heard() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue)
+    run.heard("p")
+    await run.keep()
+    catalogue.put_fact("replication-contacts", {})
+    run.now_s += 100.0
+    await run.keep()
+    assert catalogue.get_fact("replication-contacts") == {}
+
+
+def test_what_was_known_is_not_forgotten_when_a_restarted_primary_knows_less() -> None:
+    run = Run(Catalogue(":memory:"), 100.0)
+    run.heard("p")
+    since = run.contacts["p"].unknown_since
+    run.contacts["p"].applied(7)
+    run.now_s = 101.0
+    run.heard("p", behind_s=60)
+    assert run.contacts["p"].unknown_since == since
+    assert run.contacts["p"].lag.lag_seconds(run.now_s) == 1.0
+    run.heard("p", seq=6, behind_s=60)  # it has lost what it told of: that tells of no image any more
+    assert run.contacts["p"].unknown_s == 60.0
+
+
+def test_lag_goes_on_after_a_restart_from_the_image_that_was_kept() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue, 100.0)
+    run.heard("p", seq=7)
+    run.contacts["p"].applied(7)
+    run.now_s = 130.0
+    run.heard("p", seq=9)
+    assert run.contacts["p"].lag.lag_seconds(run.now_s) == 30.0
+    run.kept.keep_now(run.contacts, run.now_s)
+    again = Run(catalogue, 135.0)
+    again.contacts["p"].applied(7)
+    assert again.contacts["p"].lag.lag_seconds(again.now_s) == 35.0
+
+
+def test_record_in_the_journal_counts_as_heard_when_it_was_written() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue, 100.0)
+    run.heard("p", seq=7)
+    run.kept.keep_now(run.contacts, run.now_s)
+    for sequence, time_s, timed, heard_age_s in (
+        (8, 103, True, 2.0),
+        (8, 103, False, 5.0),  # other clocks say nothing
+        (8, 109, True, 5.0),  # later than now: a clock was set
+        (7, 103, True, 5.0),  # of before what was kept
+    ):
+        again = Run(catalogue, 105.0)
+        again.contacts["p"].proved(sequence, time_s * SECOND, timed=timed)
+        assert again.contacts["p"].heard_age_s == heard_age_s
+        assert again.contacts["p"].unknown_s == heard_age_s
+        beat = again.contacts["p"].beat
+        assert beat is not None
+        assert beat.last_seq == sequence
+
+
+def test_record_of_a_copy_proves_nothing_of_what_it_copies() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue, 100.0)
+    run.heard("p", seq=7, behind_s=1)
+    run.kept.keep_now(run.contacts, run.now_s)
+    again = Run(catalogue, 105.0)
+    again.contacts["p"].proved(8, 103 * SECOND, timed=True)
+    assert again.contacts["p"].unknown_s == 6.0
