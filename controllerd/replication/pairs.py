@@ -155,6 +155,7 @@ class PairManager:
         for kept, items in self._kept():
             with contextlib.suppress(RemoteCopyError):  # what is not kept makes what is known older, never newer
                 await kept.finish()
+            with contextlib.suppress(RemoteCopyError):
                 kept.keep_now(items, asyncio.get_running_loop().time())
         for domain in self.domains.values():
             domain.freeze()

@@ -49,7 +49,8 @@ async def test_system_says_who_it_is(api: httpx.AsyncClient) -> None:
     answer = (await api.get("/v1/system")).json()
     assert (answer["name"], answer["serial"], answer["version"]) == ("A", 1001, VERSION)
     assert answer["uptime_s"] == 60
-    assert answer["peers"] == [{"name": "B", "address": "127.0.0.1:9813", "serial": 1002, "connected": True}]
+    (peer,) = answer["peers"]
+    assert peer == {"name": "B", "address": "127.0.0.1:9813", "serial": 1002, "connected": True, "reason": ""}
     assert answer["faults"] == []
 
 
