@@ -84,6 +84,23 @@ async def test_a_new_pair_differs_by_what_was_written_before_the_first_contact(s
     await clean(a)
 
 
+async def test_what_a_synchronous_secondary_only_acknowledged_differs(tmp_path: Path) -> None:
+    a, b = Site("A", tmp_path / "A"), Site("B", tmp_path / "B", mirror_sync_interval_s=3600.0)
+    for site in (a, b):
+        await site.start()
+        site.make({"g": ["v"]})
+    connect(a, b)
+    try:
+        await pair(a, "g", b, mode="sync")
+        await a.write("v", 0, b"acknowledged")
+        assert await dirty(a) == [(0, GRANULE)]
+        await a.flush("v")
+        assert await dirty(a) == []
+    finally:
+        for site in (a, b):
+            await site.stop()
+
+
 async def test_a_full_journal_that_suspends_the_pair_is_read_before_it_is_freed(sites: tuple[Site, Site]) -> None:
     a, b = sites
     await pair(a, "g", b)

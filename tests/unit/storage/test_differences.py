@@ -87,7 +87,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(before=st.lists(steps, max_size=40), after=st.lists(steps, max_size=20))
 def test_nothing_that_differs_is_ever_called_equal(
     before: list[tuple[str, int, int]], after: list[tuple[str, int, int]]
@@ -172,6 +172,24 @@ def test_frozen_differences_are_all_there_when_the_journal_is_gone() -> None:
         assert copy.known()
 
     live(make_machine(), scenario)
+
+
+def test_the_journal_is_kept_until_frozen_differences_are_read() -> None:
+    async def scenario(system: StorageSystem) -> None:
+        copy = Copy(system)
+        copy.change("write", 12 * GRANULE, 4096)
+        for _ in range(16):
+            copy.change("write", 0, SIZE // 2)
+            copy.change("write", 0, SIZE // 2)
+            await asyncio.sleep(0)
+        copy.freeze()
+        await copy.checkpoint()
+        await copy.checkpoint()
+        assert await copy.ask() == {*range(8), 12}
+        await asyncio.sleep(0)
+        assert copy.group.kept_through() is None
+
+    live(make_machine(cache=64 << 20), scenario)
 
 
 def test_everything_differs_from_a_copy_of_which_nothing_is_known() -> None:
