@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 SHIFT: Final = 16
 """A bit stands for 64 KiB: 2 MiB of memory for a map of 1 TiB."""
-LEARN_S: Final = 5.0
-"""Longest time for reading the journal; a GiB of 4 KiB writes takes about one second."""
+LEARN_S: Final = 10.0
+"""Longest time for reading the journal; a GiB of 4 KiB writes takes 0.8 s of a core."""
 _SLICE_BYTES: Final = 128 << 10
-"""Read in one go: records without data, 1,600 of them, take about 2 ms."""
+"""Read in one go: records without data, 1,600 of them, take about 4 ms."""
 _NOTE: Final = int(Kind.NOTE)
 
 
