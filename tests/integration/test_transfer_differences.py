@@ -193,6 +193,30 @@ async def test_a_secondary_that_failed_keeps_what_it_had(sites: tuple[Site, Site
     assert await dirty(a) == [(2 * MIB, GRANULE)]
 
 
+async def test_the_middle_of_a_cascade_differs_by_what_came_from_its_own_primary(
+    sites: tuple[Site, Site], tmp_path: Path
+) -> None:
+    a, b = sites
+    c = Site("C", tmp_path / "C")
+    await c.start()
+    c.make({"g": ["v"]})
+    connect(a, b, c)
+    try:
+        await pair(c, "g", a, mode="sync")
+        await pair(a, "g", b)
+        await c.write("v", 0, b"first")
+        await clean(a)
+        await b.crash()
+        await c.write("v", 256, b"not at B yet")
+        assert await dirty(a) == [(MIB, GRANULE)]
+        await a.pairs.suspend(PAIR)
+        await c.write("v", 512, b"nor this")
+        assert await dirty(a) == [(MIB, GRANULE), (2 * MIB, GRANULE)]
+        await b.start()
+    finally:
+        await c.stop()
+
+
 async def test_two_secondaries_differ_by_what_either_lacks(sites: tuple[Site, Site], tmp_path: Path) -> None:
     a, b = sites
     c = Site("C", tmp_path / "C")
