@@ -61,8 +61,8 @@ class Differences:
         self._from = self._middle = 0
         self._walked = 0
         """Number of the last record that was read."""
-        self._promised = 0
-        """As long as less than this is read, everything may differ."""
+        self._owed = 0
+        """Reading up to here failed, or has to be done again: as long as less is read, everything may differ."""
         self._lock = asyncio.Lock()
         self._finishing: asyncio.Task[None] | None = None
         group.copies.append(self)
@@ -77,16 +77,16 @@ class Differences:
         if not self._renew():
             self.give_up()
             return
-        self._end = self._promised = group.last_seq
+        self._end = group.last_seq
         group.fed.append(self)
         if self._walked < self._end:
             group.set_retention(self._consumer, self._walked)
-            self._finishing = asyncio.get_running_loop().create_task(self._finish(), name=self._consumer)
+            self._finishing = asyncio.get_running_loop().create_task(self._finish(self._end), name=self._consumer)
 
-    async def _finish(self) -> None:
+    async def _finish(self, end: int) -> None:
         try:
             async with asyncio.timeout(LEARN_S), self._lock:
-                await self._read(self._promised)
+                await self._read(end)
         except (RemoteCopyError, TimeoutError):
             self.give_up()
         finally:
@@ -131,16 +131,16 @@ class Differences:
 
     async def learn(self) -> None:
         """Read the journal up to what is committed now. If it cannot be read in time, `part` says so."""
-        self._promised = target = max(self._promised, self._target)
+        target = self._target
         try:
             async with asyncio.timeout(LEARN_S), self._lock:
                 await self._read(target)
         except (RemoteCopyError, TimeoutError):
-            return
+            self._owed = max(self._owed, target)
 
     def part(self, key: int, first: int, count: int) -> int | None:
         """Return the bits (`DifferenceMap.part`) of a volume as they were learned; None: all may differ."""
-        if self._everything or not self._renew() or self._walked < self._promised:
+        if self._everything or not self._renew() or self._walked < self._owed:
             return None
         found = 0
         for maps in (self._older, self._newer):
@@ -158,6 +158,8 @@ class Differences:
         if has is None:
             return False
         if not self._from <= has < self._walked:  # it has all that was read, or less than before
+            if has < self._from:
+                self._owed = self._group.last_seq
             self._older, self._newer = {}, {}
             self._from = self._middle = self._walked = has
         elif has >= self._middle:

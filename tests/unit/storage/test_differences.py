@@ -155,6 +155,21 @@ def test_a_copy_that_is_always_behind_does_not_gather_differences() -> None:
     live(make_machine(), scenario)
 
 
+def test_two_who_ask_together_get_what_each_asked_for() -> None:
+    async def scenario(system: StorageSystem) -> None:
+        copy = Copy(system)
+        copy.change("write", 0, 8 * GRANULE)
+
+        async def later() -> set[int]:
+            copy.change("write", 12 * GRANULE, 5 * 4096)
+            return await copy.ask()
+
+        one, two = await asyncio.gather(copy.ask(), later())
+        assert set(range(8)) <= one <= two == {*range(8), 12}
+
+    live(make_machine(), scenario)
+
+
 def test_frozen_differences_are_all_there_when_the_journal_is_gone() -> None:
     async def scenario(system: StorageSystem) -> None:
         copy = Copy(system)
