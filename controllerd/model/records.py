@@ -153,10 +153,12 @@ def decode_place_untrusted(buffer: memoryview, position: int) -> Place:
     """
     if position + HEADER_SIZE > len(buffer):
         raise RecordError("record header cut short", position)
-    (magic, _, kind, _, _, _, _, volume, length,
+    (magic, version, kind, _, _, _, _, volume, length,
      sequence, _, _, offset, _, _, header_crc) = HEADER.unpack_from(buffer, position)  # fmt: skip
     if magic != MAGIC or crc32c(buffer[position : position + HEADER_SIZE - 4]) != header_crc:
         raise RecordError("no record header, or its checksum is wrong", position)
+    if version != VERSION or kind not in _KINDS:
+        raise RecordError(f"unknown record header version {version} or kind {kind}", position)
     size = HEADER_SIZE + length if kind == _WRITE else HEADER_SIZE
     return Place(kind, volume, offset, length, sequence, size)
 
