@@ -50,6 +50,7 @@ from controllerd.model.records import (
 from controllerd.model.write_time import WriteTime
 from controllerd.storage.acknowledge import Acknowledgement, Durability
 from controllerd.storage.budget import CacheBudget
+from controllerd.storage.differences import Differences
 from controllerd.storage.journal import Journal, JournalRange
 from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
 from controllerd.storage.pending import Entry, Pending
@@ -124,6 +125,10 @@ class Group:
         self.accepting = True
         self.held: str | None = None
         self.on_commit: list[Callable[[], None]] = []
+        self.copies: list[Differences] = []
+        """What each copy of the group elsewhere may not have."""
+        self.fed: list[Differences] = []
+        """Those of them that have to be told what is written."""
         self.on_overflow: Callable[[], None] | None = None
         self.on_pressure: Callable[[], None] = _nothing
         self.on_layer_full: Callable[[], None] = _nothing
@@ -427,6 +432,8 @@ class Group:
             raise
         self.last_seq = self._next
         self.bytes_written += size
+        for copy in self.fed:
+            copy.note(staged, received)
         if self.role is Role.PRIMARY:
             cached = size
             for volume, _, offset, length, data in staged:
