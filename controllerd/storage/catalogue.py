@@ -16,7 +16,7 @@ import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from crc32c import crc32c
@@ -136,6 +136,15 @@ class Catalogue:
         with self._writing():
             self._database.execute("DELETE FROM map_pages WHERE volume = ?", (volume_id,))
             self._database.execute("DELETE FROM documents WHERE kind = 'volume' AND name = ?", (name,))
+
+    def forget_group(self, name: str, volumes: Mapping[str, int]) -> None:
+        """Forget a group with its ``volumes`` (name: volume id) and their maps, together."""
+        with self._writing():
+            database = self._database
+            ids, names = [(number,) for number in volumes.values()], [(volume,) for volume in volumes]
+            database.executemany("DELETE FROM map_pages WHERE volume = ?", ids)
+            database.executemany("DELETE FROM documents WHERE kind = 'volume' AND name = ?", names)
+            database.execute("DELETE FROM documents WHERE kind IN ('group', 'destaging') AND name = ?", (name,))
 
     def checkpoint(
         self, pages: Iterable[tuple[int, int, bytes]], documents: Iterable[tuple[str, str, Document]]

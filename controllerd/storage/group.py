@@ -146,8 +146,7 @@ class Group:
         self.set_mirror = acks.set_mirror
         self.mirror_progress = acks.mirror_progress
         self.fail_waiting = acks.fail_waiting
-        # Until the pairs are loaded again, what they had not got is kept for them.
-        self._retention: dict[str, int] = {RECOVERED: facts.retained} if facts.retained < facts.destaged else {}
+        self._retention = _retention_of(facts)
         budget.listen(self.update_accepting)
 
     # ---- what targets and replication ask ----------------------------------
@@ -229,9 +228,14 @@ class Group:
         """Whether a volume has records that are not applied yet."""
         return any(entry.volume == key for entry in self.pending)
 
+    @property
+    def broken(self) -> RemoteCopyError | None:
+        """Why the group's own storage does not work, or None: it is held, or its journal or a disk takes nothing."""
+        return self.read_error or self.journal.failed or self.disk_error
+
     def describe_fault(self) -> str | None:
         """One line for people when the group cannot work as it should; passing states (Busy) are no faults."""
-        error = self.read_error or self.journal.failed or self.disk_error or self.write_error
+        error = self.broken or self.write_error
         return None if error is None or isinstance(error, Busy) else str(error)
 
     # ---- staging -----------------------------------------------------------
@@ -510,6 +514,19 @@ class Group:
         self.release_cache()
         self._refuse()
 
+    def begin_again(self) -> None:
+        """Be as the catalogue has it, for another try at the recovery of a group that is held since the last one."""
+        facts = self.facts
+        self.last_seq = self._next = facts.destaged
+        self.last_time, self.last_origin = facts.destaged_time, facts.destaged_origin
+        self.applied = Applied(facts.destaged, facts.destaged_time, facts.destaged_origin)
+        self._retention = _retention_of(facts)
+
+    def let_go(self) -> None:
+        """The recovery has ended well: readable and, if nothing else is in the way, writable from now on."""
+        self.read_error = None
+        self._refuse()
+
     def _refuse(self) -> None:
         self.write_error = self.refused or self.read_error or self.disk_error
         self.update_accepting()
@@ -764,6 +781,11 @@ class Group:
         """Leave the budget; the journal's files are closed."""
         self.budget.ignore(self.update_accepting)
         self.journal.close()
+
+
+def _retention_of(facts: GroupFacts) -> dict[str, int]:
+    """Until the pairs are loaded again, what they had not got is kept for them."""
+    return {RECOVERED: facts.retained} if facts.retained < facts.destaged else {}
 
 
 def _nothing() -> None:
