@@ -270,8 +270,39 @@ async def dial(settings: ReplicationSettings, peer: str) -> Link:
     return link
 
 
+async def ask(settings: ReplicationSettings, peer: str, question: bytes) -> Frame:
+    """Connect to the transfer port of ``peer``, send one frame, and return the frame that answers it.
+
+    Raises:
+        Unreachable, NotAuthorised: the peer cannot be asked.
+        FrameError: it does not answer in time, or closes the connection instead.
+    """
+    link = await dial(settings, peer)
+    answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+
+    def frames(link: Link, frames: list[Frame]) -> None:
+        if not answer.done():
+            answer.set_result(frames[0])
+
+    def lost(link: Link, reason: str) -> None:
+        if not answer.done():
+            answer.set_exception(FrameError(reason))
+
+    link.on_frames, link.on_lost = frames, lost
+    if link.closed:  # lost in the turn between the handshake and now
+        raise FrameError(link.reason)
+    link.send(question)
+    try:
+        async with asyncio.timeout(settings.handshake_timeout_s):
+            return await answer
+    except TimeoutError:
+        raise FrameError(f"{peer} did not answer") from None
+    finally:
+        link.close("asked")
+
+
 class Acceptor:
-    """Listens on the transfer port. ``on_request`` gets each link with its first frame, PULL or FENCE.
+    """Listens on the transfer port. ``on_request`` gets each link with its first frame: PULL, FENCE or FAREWELL.
 
     ``on_unproved`` is told (address, controller it says it is, reason) of who failed to prove who it is: once per
     address until somebody from there succeeds, and of so many addresses at the most (strangers must not fill a log).

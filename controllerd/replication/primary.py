@@ -22,7 +22,7 @@ from controllerd.model.records import DATA_KINDS
 from controllerd.replication.batch import parse_batch_untrusted
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.links import Link
-from controllerd.replication.messages import Accept, Ack, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.messages import Accept, Ack, Farewell, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.mirror import Mirror
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.ports import GroupPort
@@ -236,6 +236,16 @@ class PrimaryPair:
             links, self._fence_links, self._counting = self._fence_links, [], None
             for link in links:
                 link.close("fenced")
+
+    def farewell(self, link: Link, farewell: Farewell) -> None:
+        """The secondary's side is gone: that is kept durably before the answer."""
+        record = self.record
+        if link.peer is None or link.peer.controller != record.peer:
+            link.send(self._refuse(RefuseCode.WRONG_PEER, f"the pair's secondary is {record.peer}").encode())
+        else:
+            self.noticed(Notice("delete", farewell.reason))
+            link.send(farewell.encode())
+        link.close("farewell heard")
 
     def _fence_error(self) -> RemoteCopyError:
         return ReadOnly(f"group {self.group.name}: {self.record.reason}; hosts write at {self.record.peer} now")
