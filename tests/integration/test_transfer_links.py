@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from controllerd.replication.frames import FrameType, encode_data_header, encode
 from controllerd.replication.links import dial
 from controllerd.replication.messages import Fence, Hello, Pull
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
+from controllerd.sockets import bind_unix
 from tests.certificates import Authority
 from tests.integration.transfer_site import KEY, Site, caught_up, connect, pair, spec, until
 
@@ -231,3 +233,30 @@ async def test_pair_over_mutual_tls(tmp_path: Path, key: bytes | None) -> None:
     await still_works(a, b)
     for site in (a, b):
         await site.stop()
+
+
+# ---- UNIX sockets ------------------------------------------------------------------
+
+
+async def test_unix_socket_is_its_users_alone_and_gone_after_the_stop(tmp_path: Path) -> None:
+    path = tmp_path / "transfer.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    a = await Site("A", tmp_path / "A", listen=Endpoint(path=str(path))).start()
+    assert path.stat().st_mode & 0o777 == 0o600
+    await a.stop()
+    assert not path.exists()
+
+
+async def test_served_unix_socket_is_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "transfer.sock"
+    a = await Site("A", tmp_path / "A", listen=Endpoint(path=str(path))).start()
+    b = Site("B", tmp_path / "B", listen=Endpoint(path=str(path)))
+    with pytest.raises(OSError, match=r"replication\.listen: .*another process listens there"):
+        await b.start()
+    assert path.exists()
+    b.storage.close()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="is not a socket"):
+        bind_unix(str(tmp_path / "file"), 0o600)
+    await a.stop()

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import socket
 import ssl
-import stat
 import time
 from collections.abc import Callable
 from typing import Final
 
 from controllerd.model.errors import Conflict
+from controllerd.sockets import bind_unix, remove_unix
 from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.admission import Admission
 from controllerd.targets.nbd.clients import ClientExports, Visitor, identify
@@ -118,8 +117,7 @@ class NbdServer:
             server.close()
         self._listeners.clear()
         for listen in self._paths:
-            if os.path.exists(listen.path):
-                os.unlink(listen.path)
+            remove_unix(listen.path)
         self._paths.clear()
         for timer in (self._trimmer, self._idle_checker):
             if timer is not None:
@@ -276,11 +274,9 @@ class NbdServer:
         backlog = self.settings.backlog
         if isinstance(listen, TcpListen):
             return await loop.create_server(self._accept, listen.host, listen.port, backlog=backlog)
-        _remove_stale_socket(listen.path)
-        server = await loop.create_unix_server(self._accept, listen.path, backlog=backlog)
-        os.chmod(listen.path, listen.mode)
+        listener = bind_unix(listen.path, listen.mode)
         self._paths.append(listen)
-        return server
+        return await loop.create_unix_server(self._accept, sock=listener, backlog=backlog)
 
     def _accept(self) -> HandshakeConnection:
         return HandshakeConnection(self)
@@ -331,25 +327,3 @@ def _peer(transport: asyncio.BaseTransport | None) -> str:
     if isinstance(address, tuple):
         return str(TcpListen(address[0], address[1]))
     return "unix"
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove a socket file that nobody listens on.
-
-    Raises:
-        OSError: something listens there, or it is not a socket.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(17, "exists and is not a socket", path)
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(98, "another process listens there")
