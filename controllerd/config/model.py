@@ -167,7 +167,12 @@ class NbdSection(Section):
     listen: Listens = Field(
         (Address("127.0.0.1", 10809),), description='Addresses to listen on: "host:port" or "unix:/path".'
     )
-    max_connections: int = Field(256, ge=1, le=65536, description="More connections than this are closed at once.")
+    max_connections: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="More are closed at once, unless one that has not chosen a volume yet can give way.",
+    )
     max_connections_per_address: int = Field(
         0, ge=0, le=65536, description="Likewise for the connections from one TCP address; 0: no such limit."
     )

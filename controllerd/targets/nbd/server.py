@@ -68,7 +68,8 @@ class NbdServer:
         self._replies = BufferPool(settings.reply_bytes_max)
         self._listeners: list[asyncio.Server] = []
         self._paths: list[UnixListen] = []
-        self._handshakes: set[HandshakeConnection] = set()
+        self._handshakes: dict[HandshakeConnection, None] = {}
+        """Connections that have not chosen an export yet, oldest first."""
         self._sessions: set[Session] = set()
         self._stopping = False
         self.rounds = Rounds(_call_soon)
@@ -185,12 +186,14 @@ class NbdServer:
             admission.refused["gone"] += 1
             return None
         reason = "stopping" if self._stopping else admission.admit(client.address)
+        if reason == "limit" and self._make_room():
+            reason = admission.admit(client.address)
         if reason:
             admission.refused[reason] += 1
             self._tell_of_stranger("nbd-connection-refused", peer=_peer(transport), reason=reason)
             return None
         connection.exports = ClientExports(self._exports, client)
-        self._handshakes.add(connection)
+        self._handshakes[connection] = None
         self._idle.clear()
         settings = self.settings
         return Negotiation(
@@ -199,8 +202,9 @@ class NbdServer:
 
     def end(self, connection: HandshakeConnection, reason: str) -> None:
         """Forget a connection that has not reached transmission."""
-        self._handshakes.discard(connection)
-        self.admission.leave(connection.exports.client.address)
+        if connection in self._handshakes:  # else its place was given away
+            del self._handshakes[connection]
+            self.admission.leave(connection.exports.client.address)
         if reason:
             self.failed_handshakes += 1
             self._tell_of_stranger("nbd-handshake-failed", peer=_peer(connection.transport), reason=reason)
@@ -234,7 +238,7 @@ class NbdServer:
         self._tune(transport)
         self._sessions.add(session)
         self.rounds.sessions = len(self._sessions)
-        self._handshakes.discard(connection)
+        del self._handshakes[connection]
         volume.sessions.add(session)
         self._tell(
             "nbd-session-opened",
@@ -255,6 +259,19 @@ class NbdServer:
         self._ended.setdefault(name, Counters()).add(session.machine.counters)
         self._tell("nbd-session-closed", peer=session.visitor.peer, volume=name, reason=reason)
         self._check_idle()
+
+    def _make_room(self) -> bool:
+        """Close the oldest connection that has not chosen an export; returns whether there was one.
+
+        So whoever only opens connections cannot keep hosts out: an honest handshake takes a few milliseconds.
+        """
+        oldest = next(iter(self._handshakes), None)
+        if oldest is None:
+            return False
+        del self._handshakes[oldest]
+        self.admission.leave(oldest.exports.client.address)
+        oldest.fail("the port is full, and a newer connection took its place")
+        return True
 
     # ---- inside ------------------------------------------------------------------------
 
