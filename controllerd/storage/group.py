@@ -53,7 +53,7 @@ from controllerd.storage.budget import CacheBudget
 from controllerd.storage.journal import Journal, JournalRange
 from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
 from controllerd.storage.pending import Entry, Pending
-from controllerd.storage.received import Applied, check_received, reserve, reserve_edges, show
+from controllerd.storage.received import Applied, check_received, reserve, show
 from controllerd.storage.volume import Volume
 
 _WRITE: Final = int(Kind.WRITE)
@@ -312,7 +312,7 @@ class Group:
         """Stage making a range read as zeros; returns the sequence number.
 
         ``no_hole``: the range is to have its space, now and later, so zeros are written like any other data; then
-        ``length`` bytes of memory and journal are taken, and it is limited like that of a write.
+        ``length`` bytes of memory and journal are taken, and it is limited like that of a write. Else no space is.
 
         Raises: as `stage_write`.
         """
@@ -322,7 +322,6 @@ class Group:
             raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
         if self._iov_size + HEADER_SIZE * (2 + length // MAX_RANGE) > self.journal.room:
             raise self._no_room(HEADER_SIZE)
-        reserve_edges(volume, offset, length)
         kind = Kind.TRIM if trim else Kind.ZEROES
         sequence = self._next
         for start in range(0, length, MAX_RANGE):
