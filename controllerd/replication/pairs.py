@@ -372,7 +372,7 @@ class PairManager:
             storage = self.context.storage
             error = storage.held.check(name)
             group = storage.group(name)
-            reason = f"group {name} was forgotten at {self.context.settings.controller} ({error})"
+            reason = group.say(f"was forgotten at {self.context.settings.controller}", error)
             farewell = Notice("delete", reason).encode()
             group.fail_waiting(error)  # nothing of it may be acknowledged because no mirror is waited for any more
             gone: list[tuple[PairRecord, bool]] = []

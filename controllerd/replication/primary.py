@@ -155,7 +155,7 @@ class PrimaryPair:
             return self._refuse(RefuseCode.BAD_REQUEST, f"connection {pull.index} of {pull.count}")
         if group.read_error is not None:
             # Not recovered: where its journal ends is not known, so nothing can be said of what the secondary has.
-            return self._refuse(RefuseCode.BUSY, f"group {group.name} is held: {group.read_error}")
+            return self._refuse(RefuseCode.BUSY, group.say("is held", group.read_error))
         if not pull.generation:
             return None
         if pull.generation != group.generation:

@@ -107,7 +107,7 @@ class SecondaryPair:
         record = self.record
         if self.group.read_error is not None:
             # Not recovered: what is here is not known, so what is missing cannot be asked for.
-            self.receiver.reason = f"group {self.group.name} is held: {self.group.read_error}"
+            self.receiver.reason = self.group.say("is held", self.group.read_error)
             return None
         if not self.active and self._told:
             return None

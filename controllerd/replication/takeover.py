@@ -243,8 +243,9 @@ class Takeover:
                 found.append(f"group {name}: {record.peer} was never reached; its volumes are empty")
             if record.state in (PairState.PSUE, PairState.PSUS):
                 found.append(f"group {name}: the pair is {record.state.value} ({record.reason}); its image is old")
-            if pair.group.describe_fault() is not None and pair.group.role is Role.SECONDARY:
-                found.append(f"group {name}: {pair.group.describe_fault()}")
+            fault = pair.group.name_fault()
+            if fault is not None and pair.group.role is Role.SECONDARY:
+                found.append(fault)
         return found
 
     # ---- doing it ----------------------------------------------------------------------

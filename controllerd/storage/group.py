@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -237,6 +238,17 @@ class Group:
         """One line for people when the group cannot work as it should; passing states (Busy) are no faults."""
         error = self.broken or self.write_error
         return None if error is None or isinstance(error, Busy) else str(error)
+
+    def name_fault(self) -> str | None:
+        """`describe_fault` for a list of many groups: it says once which one is meant."""
+        fault = self.describe_fault()
+        if fault is None or re.search(rf"\bgroup {re.escape(self.name)}(?![\w.-])", fault):
+            return fault
+        return f"group {self.name}: {fault}"
+
+    def say(self, what: str, error: object) -> str:
+        """``group g is held: ...``: what is so and because of what, without the group's name twice."""
+        return f"group {self.name} {what}: {str(error).removeprefix(f'group {self.name}: ')}"
 
     # ---- staging -----------------------------------------------------------
 

@@ -117,8 +117,8 @@ class HeldGroups:
                 raise Conflict(f"group {name} is not held: there is nothing to recover")
             if group.recovered:
                 raise Conflict(
-                    f"group {name} was in use when it was held ({group.read_error}); only a restart of the controller"
-                    " goes back to what its disks and journal hold"
+                    group.say("was in use when it was held", group.read_error)
+                    + "; only a restart of the controller goes back to what its disks and journal hold"
                 )
             for pool in {volume.pool for volume in group.volumes.values()}:
                 await self._reopen(pool)

@@ -200,3 +200,24 @@ def test_group_held_while_in_use_needs_a_restart(machine: Machine) -> None:
     machine.crash(Loss.KILL)
     live(machine, scenario)
     machine.destroy()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("group g0: record 7 is damaged", "group g0: record 7 is damaged"),
+        ("journal of group g0 is full", "journal of group g0 is full"),
+        ("group g01: not this one", "group g0: group g01: not this one"),
+        ("disk d0: gone", "group g0: disk d0: gone"),
+    ],
+)
+def test_fault_says_once_which_group_is_meant(machine: Machine, error: str, line: str) -> None:
+    async def scenario(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        assert group.name_fault() is None
+        group.hold(DiskFailed(error))
+        assert group.name_fault() == line
+        assert group.say("is held", error) == f"group g0 is held: {error.removeprefix('group g0: ')}"
+
+    live(machine, scenario)
+    machine.destroy()
