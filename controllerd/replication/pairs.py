@@ -74,7 +74,7 @@ class PairManager:
         self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
         self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
-        self._kept_contacts = KeptContacts(storage.catalogue)
+        self._kept_contacts = KeptContacts(storage.catalogue, storage.checkpointer.run_blocking, report)
         self._farewells = Farewells(self.context)
 
     # ---- life ----------------------------------------------------------------------
@@ -159,6 +159,7 @@ class PairManager:
             timer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await timer
+        await self._kept_contacts.settle()
         if self.secondaries:
             with contextlib.suppress(RemoteCopyError):  # what is not kept makes what is known older, never newer
                 self._kept_contacts.keep_now(self._contacts, asyncio.get_running_loop().time())
