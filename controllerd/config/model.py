@@ -139,6 +139,11 @@ class ControllerSection(Section):
         10.0, ge=0, le=600, description="How long a stop waits for hosts' requests that are under way."
     )
 
+    @property
+    def owner(self) -> str:
+        """Who the data directory belongs to."""
+        return f"{self.name} (serial {self.serial})"
+
 
 class NbdTls(Section):
     """TLS on the port hosts use. SIGHUP takes changed files into use; sessions go on as they are."""
