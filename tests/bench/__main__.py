@@ -19,7 +19,7 @@ from pathlib import Path
 
 from deploy.demo.processes import ProgramFailed, run
 from tests.bench import ours, peers, report
-from tests.bench.jobs import JOBS, Job, run_fio
+from tests.bench.jobs import JOBS, Job, drop_page_cache, run_fio
 from tests.bench.subject import Subject, make_image
 
 _HISTORY = Path(__file__).parent / "history" / "runs.jsonl"
@@ -28,7 +28,9 @@ _HISTORY = Path(__file__).parent / "history" / "runs.jsonl"
 def main() -> int:
     """Measure, print, and return 0; 1 if something failed. A missed target is a result, not a failure."""
     options = _options()
-    subjects = [one for one in _subjects() if not options.only or any(word in one.name for word in options.only)]
+    subjects = [
+        one for one in _subjects(tcp=options.tcp) if not options.only or any(word in one.name for word in options.only)
+    ]
     jobs = [job for job in JOBS if not options.jobs or any(word in job.name for word in options.jobs)]
     about = _about(options)
     print("  ".join(f"{key}: {value}" for key, value in about.items()))
@@ -54,11 +56,12 @@ def main() -> int:
     return 0
 
 
-def _subjects() -> list[Subject]:
+def _subjects(*, tcp: bool) -> list[Subject]:
+    alone: list[Subject] = [peers.QemuNbd(tcp=tcp), peers.NbdkitFile(tcp=tcp), ours.Alone(tcp=tcp)]
+    if tcp:
+        return alone
     return [
-        peers.QemuNbd(),
-        peers.NbdkitFile(),
-        ours.Alone(),
+        *alone,
         peers.QemuMirror("background"),
         ours.Pair("async"),
         peers.QemuMirror("write-blocking"),
@@ -88,10 +91,12 @@ def _measure(
         for round_number in range(options.rounds):
             for job in jobs:
                 for subject in subjects:
-                    if subject.copies and not job.writes:
-                        continue  # a pair reads like a server without a pair
+                    if subject.copies and not job.copied:
+                        continue
                     # Written-back pages of the run before must not slow down this one.
                     run("sync", "--file-system", directory)
+                    if job.cold and not drop_page_cache():
+                        continue  # not root
                     figures = run_fio(job, uris[subject.name], size, options.seconds, seed=1 + round_number)
                     subject.settle()
                     results.add(round_number, job, subject.name, figures)
@@ -108,6 +113,7 @@ def _about(options: argparse.Namespace) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
+        "transport": "tcp" if options.tcp else "unix",
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "volume_mib": options.size,
@@ -133,6 +139,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs", action="append", metavar="WORD", help="only jobs with WORD in their name; may be repeated"
+    )
+    parser.add_argument(
+        "--tcp", action="store_true", help="over TCP on loopback, without the pairs (default: UNIX sockets)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     parser.add_argument(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from deploy.demo.orders import Orders
 from deploy.demo.processes import Process, ProgramFailed, run
 from tests.bench.report import ALONE, ASYNC_PAIR, SYNC_PAIR
-from tests.bench.subject import Subject, unix_uri
+from tests.bench.subject import LOOPBACK, Endpoint, Subject
 
 _TOKEN = "benchmark-token-0123456789"
 _SETTLE_LIMIT_S = 300.0
@@ -21,14 +21,15 @@ _NAMES = ("P", "S")
 _VOLUME = "bench"
 
 
-def _configuration(name: str, serial: int, peer: str | None) -> str:
+def _configuration(name: str, serial: int, peer: str | None, where: Endpoint) -> str:
+    listen = f"unix:{name}/nbd.sock" if where.port is None else f"{LOOPBACK}:{where.port}"
     text = f"""
         [controller]
         name = "{name}"
         serial = {serial}
         data_directory = "{name}"
         [nbd]
-        listen = ["unix:{name}/nbd.sock"]
+        listen = ["{listen}"]
         [management]
         listen = "unix:{name}/management.sock"
         token = "{_TOKEN}"
@@ -65,14 +66,15 @@ class Alone(Subject):
             )
         )
         self._orders = Orders(client_file)
-        for serial, name in enumerate(names, start=1):
+        endpoints = [Endpoint(directory / name, tcp=self.tcp) for name in names]
+        for serial, (name, where) in enumerate(zip(names, endpoints, strict=True), start=1):
             (directory / name).mkdir()
             peer = next((other for other in names if other != name), None)
             config = directory / f"{name}.toml"
-            config.write_text(_configuration(name, serial, peer))
+            config.write_text(_configuration(name, serial, peer, where))
             process = Process([sys.executable, "-m", "controllerd", "--config", config], directory / f"{name}.log")
             self.processes.append(process)
-            process.wait_until_it_listens(directory / name / "nbd.sock")
+            process.wait_until_it_listens(where.address)
             process.wait_until_it_listens(directory / name / "management.sock")
             self._orders.ask("disk", "create", f"{name}:disk", "--size", str(size + (64 << 20)))
             self._orders.ask("pool", "create", f"{name}:pool", "--disk", "disk")
@@ -81,7 +83,7 @@ class Alone(Subject):
                 "volume", "create", f"{name}:{_VOLUME}", "--size", str(size), "--pool", "pool", "--group", "group"
             )
         self._make_pair()
-        uri = unix_uri(directory / names[0] / "nbd.sock", _VOLUME)
+        uri = endpoints[0].uri(_VOLUME)
         run("nbdcopy", "--flush", image, uri)
         return uri
 

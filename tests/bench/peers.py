@@ -12,18 +12,19 @@ from typing import Literal
 
 from deploy.demo.processes import Process, ProgramFailed
 from tests.bench.qmp import Qmp
-from tests.bench.subject import Subject, copy_image, unix_uri
+from tests.bench.subject import LOOPBACK, Endpoint, Subject, copy_image, unix_uri
 
 _MIRROR_READY_LIMIT_S = 300.0
 
 
-def _qemu_nbd(image: Path, socket_path: Path, log: Path) -> Process:
+def _qemu_nbd(image: Path, where: Endpoint, log: Path) -> Process:
+    listen = [f"--socket={where.path}"] if where.port is None else [f"--bind={LOOPBACK}", f"--port={where.port}"]
     process = Process(
         ["qemu-nbd", "--format=raw", "--cache=writeback", "--aio=threads", "--persistent", "--shared=16",
-         f"--socket={socket_path}", image],
+         *listen, image],
         log,
     )  # fmt: skip
-    process.wait_until_it_listens(socket_path)
+    process.wait_until_it_listens(where.address)
     return process
 
 
@@ -33,10 +34,10 @@ class QemuNbd(Subject):
     name = "qemu-nbd"
 
     def start(self, directory: Path, image: Path) -> str:
-        socket_path = directory / "nbd.sock"
+        where = Endpoint(directory, tcp=self.tcp)
         copy = copy_image(image, directory / "image")
-        self.processes.append(_qemu_nbd(copy, socket_path, directory / "log"))
-        return unix_uri(socket_path)
+        self.processes.append(_qemu_nbd(copy, where, directory / "log"))
+        return where.uri()
 
 
 class NbdkitFile(Subject):
@@ -45,12 +46,13 @@ class NbdkitFile(Subject):
     name = "nbdkit file"
 
     def start(self, directory: Path, image: Path) -> str:
-        socket_path = directory / "nbd.sock"
+        where = Endpoint(directory, tcp=self.tcp)
         copy = copy_image(image, directory / "image")
-        process = Process(["nbdkit", "--foreground", "--unix", socket_path, "file", copy], directory / "log")
+        listen = ["--unix", where.path] if where.port is None else [f"--ipaddr={LOOPBACK}", f"--port={where.port}"]
+        process = Process(["nbdkit", "--foreground", *listen, "file", copy], directory / "log")
         self.processes.append(process)
-        process.wait_until_it_listens(socket_path)
-        return unix_uri(socket_path)
+        process.wait_until_it_listens(where.address)
+        return where.uri()
 
 
 class QemuMirror(Subject):
@@ -72,13 +74,15 @@ class QemuMirror(Subject):
         target = directory / "target"
         with target.open("wb") as file:
             file.truncate(source.stat().st_size)
-        target_socket, socket_path, control = (directory / name for name in ("target.sock", "nbd.sock", "qmp.sock"))
-        self.processes.append(_qemu_nbd(target, target_socket, directory / "target.log"))
+        (directory / "target.d").mkdir()
+        copied_to = Endpoint(directory / "target.d", tcp=False)
+        socket_path, control = directory / "nbd.sock", directory / "qmp.sock"
+        self.processes.append(_qemu_nbd(target, copied_to, directory / "target.log"))
         process = Process(
             [
                 "qemu-storage-daemon",
                 f"--blockdev=driver=file,node-name=source,filename={source}",
-                f"--blockdev=driver=nbd,node-name=target,server.type=unix,server.path={target_socket}",
+                f"--blockdev=driver=nbd,node-name=target,server.type=unix,server.path={copied_to.path}",
                 f"--chardev=socket,id=control,path={control},server=on,wait=off",
                 "--monitor=chardev=control",
                 f"--nbd-server=addr.type=unix,addr.path={socket_path},max-connections=16",

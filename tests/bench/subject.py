@@ -10,23 +10,27 @@ import abc
 import os
 import random
 import shutil
+import socket
 from pathlib import Path
 
 from deploy.demo.processes import Process
 
+LOOPBACK = "127.0.0.1"
 _CHUNK_BYTES = 1 << 20
 
 
 class Subject(abc.ABC):
     """One server, or several that replicate, seen by a client as one NBD export.
 
-    name: how the report calls it. copies: whether a second server gets every write.
+    name: how the report calls it. copies: whether a second server gets every write. tcp: served over TCP, else over a
+    UNIX socket.
     """
 
     name: str
     copies: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, tcp: bool = False) -> None:
+        self.tcp = tcp
         self.processes: list[Process] = []
 
     @abc.abstractmethod
@@ -56,6 +60,29 @@ def copy_image(image: Path, to: Path) -> Path:
     """Copy ``image`` with its data, and return ``to``."""
     shutil.copyfile(image, to)
     return to
+
+
+class Endpoint:
+    """Where a server is reached: a UNIX socket in ``directory``, or a free TCP port on loopback."""
+
+    def __init__(self, directory: Path, *, tcp: bool) -> None:
+        self.port = _free_port() if tcp else None
+        self.path = directory / "nbd.sock"
+
+    @property
+    def address(self) -> Path | tuple[str, int]:
+        """For connecting to it."""
+        return self.path if self.port is None else (LOOPBACK, self.port)
+
+    def uri(self, export: str = "") -> str:
+        """The NBD URI of ``export``."""
+        return unix_uri(self.path, export) if self.port is None else f"nbd://{LOOPBACK}:{self.port}/{export}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
 
 
 def unix_uri(socket_path: Path, export: str = "") -> str:
