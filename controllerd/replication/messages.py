@@ -24,7 +24,8 @@ from controllerd.replication.frames import FrameError, FrameFlag, FrameType, enc
 
 PROTOCOL: Final = 1
 MAX_TEXT: Final = 512
-MAX_U64: Final = (1 << 64) - 1
+MAX_NUMBER: Final = (1 << 63) - 1
+"""Greatest number in a message: those that begin a journal, or its times, need others behind them."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 # ACK payload, 40 bytes, little-endian: what the secondary has, by the primary's numbers
@@ -103,7 +104,7 @@ class _Json:
 
 
 def _checked(message: str, name: str, kind: str, value: object) -> object:
-    if kind == "int" and type(value) is int and 0 <= value <= MAX_U64:
+    if kind == "int" and type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if kind == "str" and isinstance(value, str) and len(value) <= MAX_TEXT and not _SURROGATE.search(value):
         return value

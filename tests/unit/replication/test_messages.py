@@ -32,7 +32,7 @@ TEXTS: dict[Any, str] = {
     Notice: "reason",
 }  # fmt: skip
 """A field of each that may be long."""
-WRONG: list[Any] = [None, [], {}, -1, 2**64, True, 1.5, "x" * (MAX_TEXT + 1)]
+WRONG: list[Any] = [None, [], {}, -1, 2**63, True, 1.5, "x" * (MAX_TEXT + 1)]
 numbers = st.integers(0, 2**64 - 1)
 
 
