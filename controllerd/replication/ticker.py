@@ -55,7 +55,7 @@ class Ticker:
                     continue
             quiet.append(group)
         if self._write_time.source == "sequence":
-            # Numbers leave no gaps, so ticks say nothing new, unless numbers went to groups without a pair.
+            # Ticks say nothing new, unless numbers were left out, or went to groups without a pair.
             return [group for group in quiet if wanted(group)]
         asked = any(wanted(group) for group in quiet)
         if asked:

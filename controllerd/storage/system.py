@@ -148,14 +148,25 @@ class StorageSystem:
                 "group-recovered",
                 {"group": group.name, "records": redone, "last": group.last_seq, "fault": group.describe_fault()},
             )
-        self.catalogue.put_fact("clean", False)
         recovered = all(group.read_error is None for group in self.groups.values())
+        self._begin_times(lost=bool(self.groups) and not (recovered and (clean or intact)))
+        self.catalogue.put_fact("clean", False)
         self.catalogue.put_fact("boot", boot if recovered else "")
         for group in self.groups.values():
             if group.read_error is None:
                 self.catalogue.put_document("group", group.name, group.document())
             self.destagers[group.name].start()
         self.checkpointer.start()
+
+    def _begin_times(self, *, lost: bool) -> None:
+        """Hand out no write time twice. ``lost``: some may have been given to writes that nobody knows of here."""
+        times = self.write_time
+        kept = self.catalogue.get_fact("write-time")
+        if kept:
+            times.observe(kept)
+        if lost:
+            times.pass_lost()
+        self.catalogue.put_fact("write-time", times.last)
 
     async def stop(self) -> None:
         """Put everything on the disks and close; a start after this redoes nothing.
@@ -410,6 +421,7 @@ class StorageSystem:
         self.guard(group, f"delete group {name}")
         async with self.checkpointer.lock:  # else a checkpoint under way would bring the document back
             await self.destagers[name].stop()
+            self.catalogue.put_fact("write-time", self.write_time.last)  # its journal said so until now
             self.catalogue.delete_document("destaging", name)
             self.catalogue.delete_document("group", name)
             self._forget_group(name)
