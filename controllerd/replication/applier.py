@@ -8,8 +8,8 @@ What a reader would get wrong: ``arrived`` must be called with durable records o
 order; after a restart everything the journals hold is durable (architecture §4).
 
 In sequence mode numbers of this domain are consecutive, unless the primary gave some to
-groups that have no pair. A number that no group can bring any more, because each has
-arrived beyond it, is passed: within a group numbers only rise.
+groups that have no pair, or left some out after a power loss. A number that no group can
+bring any more, because each has arrived beyond it, is passed: within a group numbers only rise.
 
 Source: RC ¶40-47, ¶54; spec §5; invariants I1, I5, I11.
 """
@@ -17,6 +17,7 @@ Source: RC ¶40-47, ¶54; spec §5; invariants I1, I5, I11.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -66,6 +67,8 @@ class DomainApplier:
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._plan = ApplyDomain("time", order)
+        self._line = 0
+        """Sequence mode: the next number when something was shown last."""
         self._scheduled = False
         self._frozen = False
         self._retry: asyncio.TimerHandle | None = None
@@ -108,20 +111,22 @@ class DomainApplier:
         """Make the plan anew from what the groups have applied and what they hold."""
         heads: list[int] = []
         reached: list[int] = []
+        shown = 0
         plan = ApplyDomain(self.mode, self.order)
         for name, member in self._members.items():
             group = member.group
             time = max(group.applied_time, member.base_time)
             plan.add_group(name, group.applied_seq, time)
-            records = [
-                (entry.time, entry.sequence, entry.kind) for entry in group.pending if entry.sequence <= member.fed
-            ]
-            plan.arrive_many(name, records)
-            heads += [record[0] for record in records[:1]]
+            fed = [entry for entry in group.pending if entry.sequence <= member.fed]
+            plan.arrive_many(name, [(entry.time, entry.sequence, entry.kind) for entry in fed])
+            heads += [entry.time for entry in itertools.islice(group.pending, 1)]
             reached.append(time)
-        # Never too high: a number below the next one could never be applied. Too low is mended by passing numbers.
-        running = self.mode == "sequence" and self._plan.mode == "sequence" and self._plan.next_number > 1
-        plan.next_number = min([self._plan.next_number if running else 1 + min(reached, default=0), *heads])
+            if group.applied_time > member.base_time:
+                shown = max(shown, group.applied_time)
+        # Never too high: a number below the next one could never be applied. Too low is mended by passing numbers,
+        # but only once every group has brought later ones. What is below a record that is shown has been passed, or
+        # is pending here; what is below the base of a group may still be on its way in another one.
+        plan.next_number = min([max(self._line, 1 + (shown or min(reached, default=0))), *heads])
         self._plan = plan
         self.wake()
 
@@ -166,6 +171,7 @@ class DomainApplier:
             for name, through in steps:
                 self.applied_records += self._members[name].group.apply_through(through)
             self._plan.confirm()
+            self._line = self._plan.next_number
         except RemoteCopyError as error:
             self._failed(error)
             return False
@@ -175,7 +181,7 @@ class DomainApplier:
         return True
 
     def _pass_unused_number(self) -> list[tuple[str, int]]:
-        """Sequence mode: pass numbers that went to groups outside the domain; see above."""
+        """Sequence mode: pass numbers that no group of the domain has; see above."""
         plan = self._plan
         if self.mode != "sequence" or not self._members:
             return []

@@ -79,9 +79,8 @@ class SecondaryPair:
         Raises:
             BadOrder: the domain's groups have another kind of write times.
         """
-        base = 0
-        if self.record.generation:
-            base = self.record.base_time if self.record.spec.mode == "async" else self.group.applied_time
+        # A synchronous secondary gives the times itself: nothing that it does not have is older than what it shows.
+        base = self.record.base_time if self.record.generation and self.record.spec.mode == "async" else 0
         self.domain.add(self.group, base, self.mode)
 
     def start(self) -> None:

@@ -157,6 +157,57 @@ async def test_number_that_nobody_can_bring_any_more_is_passed() -> None:
     assert await domain.settle() == [1, 2, 5]
 
 
+def _restarted(before: Domain, names: str, base: int = 0) -> Domain:
+    """The domain after a restart: the groups are taken in one after the other."""
+    after = Domain("", mode="sequence")
+    for name in names:
+        after.groups[name] = before.groups[name]
+        after.groups[name].budget = after.budget
+        after.loop.add(after.groups[name], base, "sequence")
+    return after
+
+
+@pytest.mark.parametrize("names", ["gh", "hg"])
+async def test_line_of_numbers_is_where_it_was_after_a_restart(names: str) -> None:
+    """An idle group would otherwise hold the others until it brings something. The simulator's seed 2000651."""
+    before = Domain("gh", mode="sequence")
+    before.arrive("g", 1)
+    before.arrive("h", 2, 3)
+    await before.settle()
+    after = _restarted(before, names)
+    assert after.loop.cut_time == 4
+    after.arrive("h", 4)
+    assert await after.settle() == []  # `shown` is that of the first life
+    assert after.groups["h"].applied_time == 4
+
+
+@pytest.mark.parametrize("names", ["gh", "hg"])
+async def test_line_of_numbers_waits_for_what_is_on_its_way_when_a_pair_is_new(names: str) -> None:
+    before = Domain("g", mode="sequence")
+    before.arrive("g", 1, 2)
+    await before.settle()
+    after = Domain("", mode="sequence")
+    after.groups = {"g": before.groups["g"], "h": FakeGroup("h", after.budget, after.shown)}
+    after.groups["h"].applied_time = 9  # the base of the new pair: 3 to 9 went to g, and have not arrived
+    for name in names:
+        after.groups[name].budget = after.budget
+        after.loop.add(after.groups[name], 9 if name == "h" else 0, "sequence")
+    after.arrive("g", *range(3, 10))
+    after.arrive("h", 10)
+    await after.settle()
+    assert after.loop.fault is None
+    assert after.loop.cut_time == 11
+
+
+async def test_line_of_numbers_stays_when_the_group_that_was_ahead_leaves() -> None:
+    domain = Domain("gh", mode="sequence")
+    domain.arrive("g", 1)
+    domain.arrive("h", 2, 3)
+    await domain.settle()
+    domain.loop.remove("h")
+    assert domain.loop.cut_time == 4
+
+
 async def test_ticks_are_asked_of_the_holder_and_only_for_writes() -> None:
     domain = Domain("gh")
     domain.arrive("g", 5, kind=Kind.TICK)
