@@ -153,9 +153,10 @@ class SecondaryPair:
 
     def refused(self, refuse: Refuse) -> None:
         record = self.record
-        self._told = not self.active
         if not self.active:
+            self._told = refuse.code != RefuseCode.BUSY  # who is busy has taken no note of the state here
             return
+        self._told = False
         if refuse.code in _FAILURES:
             self.suspend(PairEvent.FAIL, f"{record.peer} refuses: {refuse.text}")
         elif refuse.code == RefuseCode.UNKNOWN_PAIR and record.generation:
