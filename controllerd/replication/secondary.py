@@ -256,13 +256,15 @@ class SecondaryPair:
         """This side gives itself ticks from now on: they say nothing of what it knows. Returns whether that is new."""
         if self.record.adrift_time:
             return False
-        self.record.adrift_time = max(1, self.group.last_time)
+        # A number is given once, so the last one is known; with equal times only what is older than the last is.
+        known = self.group.last_time + (self.group.write_time.source == "sequence")
+        self.record.adrift_time = max(1, known)
         self._context.save(self.record)
         return True
 
     @property
     def limit_time(self) -> int:
-        """Write time up to which everything of the hosts is known here at the most; 0: the records' times say it."""
+        """Everything of the hosts that is older is known here, nothing else; 0: the records' times say it."""
         if self.record.state is PairState.SSWS:
             return 0
         return self.record.adrift_time or self.contact.limit_time
