@@ -567,11 +567,13 @@ class PairManager:
         wanted: set[str] = set()
         for primary in self.primaries.values():
             group = primary.group
-            if primary.active and primary.sender.connected and group.name not in fed | held:
-                groups[group.name] = group
+            if primary.active and primary.sender.connected:
+                if group.name not in fed | held:
+                    groups[group.name] = group
                 if primary.sender.tick_wanted:
                     wanted.add(group.name)
         for secondary in self.secondaries.values():
+            secondary.downstream_waits = secondary.group.name in wanted
             # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
             record, group = secondary.record, secondary.group
             upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation

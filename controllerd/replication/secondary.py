@@ -40,6 +40,8 @@ class SecondaryPair:
         self.domain = domain
         self.stall: str | None = None
         """Why nothing that arrives can be journaled, for people."""
+        self.downstream_waits = False
+        """In a cascade: whether the next site needs a tick of this group, which has to come from upstream."""
         self._context = context
         self._told = False
         self._connected = False
@@ -198,7 +200,7 @@ class SecondaryPair:
         return self.group.applied_time
 
     def tick_wanted(self) -> bool:
-        return self.domain.tick_wanted(self.group.name)
+        return self.downstream_waits or self.domain.tick_wanted(self.group.name)
 
     # ---- events of the intake -----------------------------------------------------------
 
