@@ -577,7 +577,8 @@ class PairManager:
             # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
             record, group = secondary.record, secondary.group
             upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
-            if upstream and group.name not in fed | held:
+            # A group that is not recovered has old numbers: they must not say what is known here, and it takes no tick.
+            if upstream and group.recovered and group.name not in fed | held:
                 groups[group.name] = group
         self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
 
