@@ -558,10 +558,11 @@ class PairManager:
             if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
         }
         # The primary of a suspended pair takes writes that never come here: what other groups get may depend on them.
+        # So may it on what this site has lost with its power.
         held = {
             pair.group.name
             for pair in self.secondaries.values()
-            if not pair.active and pair.record.state is not PairState.SSWS
+            if (not pair.active or pair.record.in_doubt) and pair.record.state is not PairState.SSWS
         }
         groups: dict[str, GroupPort] = {}
         wanted: set[str] = set()

@@ -26,6 +26,7 @@ REGRESSIONS = (
     (2000369, Cut(frozenset({1, 2, 3, 4, 5, 7}), steps=28), "the last number that a mirror had was not claimed"),
     (2000651, Cut(), "a restart took the line of numbers back, and an idle group upstream gave no tick"),
     (2001388, Cut(frozenset({0, 1}), steps=8), "after a takeover ticks with equal times went on for ever"),
+    (2001544, Cut(frozenset({2, 3})), "a mirror that had lost its power gave ticks in doubt"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 
