@@ -69,6 +69,8 @@ class DomainApplier:
         self._plan = ApplyDomain("time", order)
         self._line = 0
         """Sequence mode: the next number when something was shown last."""
+        self._partial = True
+        """What is shown may lie between two cuts: a plan was applied in part, perhaps by the run before."""
         self._scheduled = False
         self._frozen = False
         self._retry: asyncio.TimerHandle | None = None
@@ -105,6 +107,7 @@ class DomainApplier:
         member = self._members.pop(name, None)
         if member is not None:
             member.group.budget.ignore(self.wake)
+            member.group.open_reads()  # a group by itself is always consistent
             self._rebuild()
 
     def _rebuild(self) -> None:
@@ -164,21 +167,30 @@ class DomainApplier:
         if broken is not None:  # nothing would leave the cache of that group, and the others must not run ahead
             self._failed(broken)
             return False
+        before = self._positions()
         try:
             steps = self._plan.plan(self._slice) or self._pass_unused_number()
-            if not steps:
-                return False
             for name, through in steps:
                 self.applied_records += self._members[name].group.apply_through(through)
             self._plan.confirm()
             self._line = self._plan.next_number
         except RemoteCopyError as error:
+            self._partial |= self._positions() != before
             self._failed(error)
+            return False
+        if self._partial:
+            self._partial = False
+            for member in self._members.values():
+                member.group.open_reads()
+        if not steps:
             return False
         if self.fault is not None:
             self._report("apply-resumed", {"domain": self.name})
             self.fault = None
         return True
+
+    def _positions(self) -> list[int]:
+        return [member.group.applied_seq for member in self._members.values()]
 
     def _pass_unused_number(self) -> list[tuple[str, int]]:
         """Sequence mode: pass numbers that no group of the domain has; see above."""
@@ -196,6 +208,9 @@ class DomainApplier:
         if self.fault is None:
             self._report("apply-stopped", {"domain": self.name, "error": str(error)})
         self.fault = str(error)
+        if self._partial and len(self._members) > 1:  # a group by itself is always consistent
+            for member in self._members.values():
+                member.group.close_reads()
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import BadOrder, DiskFailed, NoSpace, RemoteCopyError
+from controllerd.model.errors import BadOrder, Corrupt, DiskFailed, NoSpace, RemoteCopyError
 from controllerd.model.records import Kind
 from controllerd.replication import applier as applier_module
 from controllerd.replication.applier import DomainApplier
@@ -38,7 +38,14 @@ class FakeGroup:
         self.apply_room = True
         self.apply_error: RemoteCopyError | None = None
         self.error: RemoteCopyError | None = None
+        self.readable = True
         self._shown = shown
+
+    def close_reads(self) -> None:
+        self.readable = False
+
+    def open_reads(self) -> None:
+        self.readable = True
 
     def apply_through(self, sequence: int) -> int:
         count = 0
@@ -134,6 +141,41 @@ async def test_pool_without_space_is_tried_again(monkeypatch: pytest.MonkeyPatch
             await asyncio.sleep(0.001)
     assert not domain.loop.fault
     assert domain.events == ["apply-stopped", "apply-resumed"]
+
+
+@pytest.mark.parametrize("order", ["time", "sequence"])
+async def test_nobody_reads_half_a_plan(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal of one group cannot be read when another's part is shown. The simulator's seed 2001784."""
+    monkeypatch.setattr(applier_module, "RETRY_S", 0.01)
+    domain = Domain("gh", order=order)
+    domain.groups["h"].error = NoSpace("not before anything is shown")
+    domain.arrive("g", 9)
+    domain.arrive("h", 1, 9)
+    await domain.settle()
+    domain.groups["h"].error = None
+    await domain.settle()
+    assert all(group.readable for group in domain.groups.values())
+    domain.arrive("g", 10, 30)
+    domain.arrive("h", 11, 30)
+    domain.groups["h"].error = Corrupt("the journal cannot be read")
+    await domain.settle()
+    assert domain.groups["g"].applied_seq > 0
+    assert not any(group.readable for group in domain.groups.values())
+    domain.groups["h"].error = None
+    await asyncio.sleep(0.05)
+    assert all(group.readable for group in domain.groups.values())
+    assert domain.loop.fault is None
+
+
+async def test_what_a_run_before_showed_in_part_is_not_read() -> None:
+    domain = Domain("gh")
+    domain.groups["g"].error = NoSpace("the rest of the plan cannot be shown")
+    domain.arrive("g", 1, 9)
+    domain.arrive("h", 9)
+    await domain.settle()
+    assert not domain.groups["h"].readable
+    domain.loop.remove("g")
+    assert domain.groups["g"].readable
 
 
 async def test_numbers_are_applied_without_leaving_one_out() -> None:
