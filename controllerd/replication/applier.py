@@ -107,7 +107,7 @@ class DomainApplier:
         member = self._members.pop(name, None)
         if member is not None:
             member.group.budget.ignore(self.wake)
-            member.group.open_reads()  # a group by itself is always consistent
+            member.group.open_reads()
             self._rebuild()
 
     def _rebuild(self) -> None:
@@ -129,7 +129,8 @@ class DomainApplier:
         # Never too high: a number below the next one could never be applied. Too low is mended by passing numbers,
         # but only once every group has brought later ones. What is below a record that is shown has been passed, or
         # is pending here; what is below the base of a group may still be on its way in another one.
-        plan.next_number = min([max(self._line, 1 + (shown or min(reached, default=0))), *heads])
+        plan.known = max(self._line, 1 + shown if shown else 0)
+        plan.next_number = min([plan.known or 1 + min(reached, default=0), *heads])
         self._plan = plan
         self.wake()
 
@@ -162,6 +163,7 @@ class DomainApplier:
     def _apply_slice(self) -> bool:
         """Apply about ``slice_records``; returns whether there may be more."""
         if not all(member.group.apply_room for member in self._members.values()):
+            self._hide_part()
             return False  # the cache is full; the budget wakes us
         broken = next(filter(None, (member.group.apply_error for member in self._members.values())), None)
         if broken is not None:  # nothing would leave the cache of that group, and the others must not run ahead
@@ -208,11 +210,15 @@ class DomainApplier:
         if self.fault is None:
             self._report("apply-stopped", {"domain": self.name, "error": str(error)})
         self.fault = str(error)
-        if self._partial and len(self._members) > 1:  # a group by itself is always consistent
-            for member in self._members.values():
-                member.group.close_reads()
+        self._hide_part()
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+
+    def _hide_part(self) -> None:
+        """Let readers wait while a plan is applied in part. A group by itself is always consistent."""
+        if self._partial and len(self._members) > 1:
+            for member in self._members.values():
+                member.group.close_reads()
 
     def _try_again(self) -> None:
         self._retry = None

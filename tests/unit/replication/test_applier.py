@@ -167,9 +167,12 @@ async def test_nobody_reads_half_a_plan(order: str, monkeypatch: pytest.MonkeyPa
     assert domain.loop.fault is None
 
 
-async def test_what_a_run_before_showed_in_part_is_not_read() -> None:
+@pytest.mark.parametrize("full", [False, True])
+async def test_what_a_run_before_showed_in_part_is_not_read(full: bool) -> None:
+    """The simulator's seed 3000119: recovery had filled the cache."""
     domain = Domain("gh")
-    domain.groups["g"].error = NoSpace("the rest of the plan cannot be shown")
+    domain.groups["g"].error = None if full else NoSpace("the rest of the plan cannot be shown")
+    domain.groups["g"].apply_room = not full
     domain.arrive("g", 1, 9)
     domain.arrive("h", 9)
     await domain.settle()
@@ -221,6 +224,27 @@ async def test_line_of_numbers_is_where_it_was_after_a_restart(names: str) -> No
     after.arrive("h", 4)
     assert await after.settle() == []  # `shown` is that of the first life
     assert after.groups["h"].applied_time == 4
+
+
+@pytest.mark.parametrize("names", ["ghi", "ihg"])
+@pytest.mark.parametrize("settled", [False, True])
+async def test_numbers_that_one_group_has_shown_are_not_waited_for_in_others(names: str, settled: bool) -> None:
+    """Recovery shows what the disks may have, of each group another part. The simulator's seed 3000119."""
+    before = Domain("ghi", mode="sequence")
+    before.arrive("g", 1, 2)
+    before.arrive("h", 3, 4, 6, 8)
+    before.arrive("i", 5, 7)
+    before.groups["h"].apply_through(2)
+    before.groups["i"].apply_through(1)
+    after = _restarted(before, names)
+    if settled:
+        await after.settle()
+        assert after.loop.cut_time == 9
+        after.arrive("g", 9)
+        await after.settle()
+    final = after.loop.final_plan()
+    assert final.dropped == {}
+    assert final.cut_time == (10 if settled else 9)
 
 
 @pytest.mark.parametrize("names", ["gh", "hg"])
