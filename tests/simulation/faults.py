@@ -393,6 +393,8 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
+RARE: Final[tuple[tuple[str, float], ...]] = ()
+"""See `plan.draw`: new ones at the end."""
 BY_NAME: Final = {fault.__name__: fault for fault in FAULTS}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
