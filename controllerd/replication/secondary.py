@@ -273,7 +273,8 @@ class SecondaryPair:
 
     def known_time(self, time: int) -> int:
         """What may be said of an image that is current up to ``time`` in this side's order."""
-        return min(time, self.limit_time) if self.limit_time else time
+        # What is older than the base of the pair was in the first copy.
+        return min(time, max(self.limit_time, self.record.base_time)) if self.limit_time else time
 
     def why_unheard(self) -> str:
         """Why nothing new of the hosts' writes can be known here, for people; "" if it can."""

@@ -28,6 +28,7 @@ REGRESSIONS = (
     (2001388, Cut(frozenset({0, 1}), steps=8), "after a takeover ticks with equal times went on for ever"),
     (2001544, Cut(frozenset({2, 3})), "a mirror that had lost its power gave ticks in doubt"),
     (2001784, Cut(frozenset({0, 1, 3, 6, 7}), steps=21), "half a plan was read when the other half failed"),
+    (2003254, Cut(steps=0), "a limit was older than the base of the pair that it came through"),
     (3000119, Cut(), "numbers that one group had shown before a restart were waited for in others"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
