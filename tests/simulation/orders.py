@@ -75,10 +75,14 @@ class TakeOver(Order):
         target = world.sites[self.rng.choice(sorted({leg.secondary for leg in world.plan.legs}))]
         groups = sorted({leg.group for leg in world.plan.legs if leg.secondary == target.name})
         upstream = {site for group in groups for site in world.upstream(group, target.name)}
-        if any(world.writer_of[group] not in upstream for group in groups):
-            return  # it has been taken over before
+        async with world.taking_over:
+            if all(world.writer_of[group] in upstream for group in groups):
+                await self._take_over(target, groups, sorted(upstream))
+
+    async def _take_over(self, target: Site, groups: list[str], upstream: list[str]) -> None:
+        world = self.world
         world.hosts_held = True
-        await self._prepare(target, groups, sorted(upstream))
+        await self._prepare(target, groups, upstream)
         world.cut_off_hosts()
         number, report, error = await self.give(
             target, "takeover", "", lambda: target.pairs.takeover(DOMAIN), groups=groups

@@ -72,6 +72,7 @@ class World:
         self.sites = {name: self._make_site(name) for name in plan.sites}
         self.writer_of = {group: chain[0] for group, chain in plan.chains.items()}
         self.hosts_held = False
+        self.taking_over = asyncio.Lock()
         self.quiet = False
         self.hosts: list[Host] = []
         self._serial = self._request = self._fault_count = 0
