@@ -131,7 +131,7 @@ class PowerLoss(Fault):
 
 
 class PowerLossEverywhere(PowerLoss):
-    """All machines lose their power together."""
+    """All machines lose their power together; some get it back before the others."""
 
     name = "F7 power cut everywhere"
     weight = 0.7
@@ -140,6 +140,11 @@ class PowerLossEverywhere(PowerLoss):
         self._sites = list(self.world.sites.values())
         self.rng.shuffle(self._sites)
         self._cut()
+        early = random.Random()
+        early.setstate(self.rng.getstate())
+        if early.random() < 0.4:
+            for site in self._sites[1:]:
+                self.world.loop.call_later(early.random() * 0.5, site.boot)
 
 
 class Pause(Fault):
