@@ -592,6 +592,17 @@ def test_what_was_flushed_alone_is_not_promised_of_the_mirror(alone: bool) -> No
     assert {violation.invariant for violation in check(toy.history)} == (set() if alone else {"I3"})
 
 
+def test_what_was_never_flushed_is_not_promised_of_a_mirror_without_power() -> None:
+    """The simulator's seed 2004009."""
+    toy = Toy()
+    toy.write("v0", 0)
+    toy.crash("A", "power", lose=1)
+    toy.restart("A")
+    toy.take_over("A")
+    toy.image("A")
+    assert check(toy.history) == []
+
+
 def test_every_invariant_is_judged_or_said_not_to_be() -> None:
     judged = {kind.name for kind in INVARIANTS}
     assert judged | set(NOT_JUDGED) == {f"I{number}" for number in range(1, 21)}

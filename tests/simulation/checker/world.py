@@ -363,7 +363,7 @@ class World:
         if not self.history.prompt and write.acked > pair.paired:
             return False
         # What was flushed after the pair had left PAIR was flushed at the primary alone.
-        return write.flushed_at <= pair.left or not self.lost_power(pair.secondary)
+        return (write.flushed and write.flushed_at <= pair.left) or not self.lost_power(pair.secondary)
 
     def _status(self, event: Event) -> None:
         assert isinstance(event, Status)
