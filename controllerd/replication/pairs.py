@@ -651,24 +651,28 @@ class PairManager:
             if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
         }
         # The primary of a suspended pair takes writes that never come here: what other groups get may depend on them.
+        # So may it on what this site has lost with its power.
         held = {
             pair.group.name
             for pair in self.secondaries.values()
-            if not pair.active and pair.record.state is not PairState.SSWS
+            if (not pair.active or pair.record.in_doubt) and pair.record.state is not PairState.SSWS
         }
         groups: dict[str, GroupPort] = {}
         wanted: set[str] = set()
         for primary in self.primaries.values():
             group = primary.group
-            if primary.active and primary.sender.connected and group.name not in fed | held:
-                groups[group.name] = group
+            if primary.active and primary.sender.connected:
+                if group.name not in fed | held:
+                    groups[group.name] = group
                 if primary.sender.tick_wanted:
                     wanted.add(group.name)
         for secondary in self.secondaries.values():
+            secondary.downstream_waits = secondary.group.name in wanted
             # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
             record, group = secondary.record, secondary.group
             upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
-            if upstream and group.name not in fed | held:
+            # A group that is not recovered has old numbers: they must not say what is known here, and it takes no tick.
+            if upstream and group.recovered and group.name not in fed | held:
                 groups[group.name] = group
         self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
 

@@ -33,7 +33,6 @@ from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import find_holder
 from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
-from controllerd.storage.volume import Volume
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
@@ -353,15 +352,12 @@ class Takeover:
                     continue
                 group.apply_through(min(through, group.applied_seq + SLICE))
                 await asyncio.sleep(0)
-        for volume in self._volumes():
-            volume.open_reads()
-
-    def _volumes(self) -> list[Volume]:
-        return [volume for pair in self._pairs for volume in pair.group.volumes.values()]
+        for pair in self._pairs:
+            pair.group.open_reads()
 
     def _close_reads(self) -> None:
-        for volume in self._volumes():
-            volume.close_reads()
+        for pair in self._pairs:
+            pair.group.close_reads()
 
     async def _promote(self, cut: _Cut, generations: dict[str, int]) -> None:
         storage = self._context.storage

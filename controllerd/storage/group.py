@@ -675,6 +675,16 @@ class Group:
             if self.layer_bytes >= self.layer_limit or self.budget.full:
                 self.on_layer_full()
 
+    def close_reads(self) -> None:
+        """Let reads of all volumes wait until `open_reads`; see `Volume.close_reads`."""
+        for volume in self.volumes.values():
+            volume.close_reads()
+
+    def open_reads(self) -> None:
+        """Let reads go on."""
+        for volume in self.volumes.values():
+            volume.open_reads()
+
     @property
     def apply_room(self) -> bool:
         """Whether the cache takes more applied records now; the budget's listeners hear when it does again."""

@@ -234,7 +234,7 @@ class Volume:
                 while self._opening is not None:
                     await self._opening.wait()
         except TimeoutError:
-            raise Busy(f"volume {self.name}: a takeover is not finished, its image is between two states") from None
+            raise Busy(f"volume {self.name}: its image is between two states; what is applied cannot go on") from None
 
     def read_into(self, buffer: memoryview, offset: int) -> bool:
         """Fill ``buffer`` from byte ``offset``; the caller has checked the range.
