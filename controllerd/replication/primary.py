@@ -22,7 +22,7 @@ from controllerd.model.records import DATA_KINDS
 from controllerd.replication.batch import parse_batch_untrusted
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.links import Link
-from controllerd.replication.messages import Accept, Ack, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.messages import Accept, Ack, Farewell, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.mirror import Mirror
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.ports import GroupPort
@@ -173,7 +173,7 @@ class PrimaryPair:
             return self._refuse(RefuseCode.BAD_REQUEST, f"connection {pull.index} of {pull.count}")
         if group.read_error is not None:
             # Not recovered: where its journal ends is not known, so nothing can be said of what the secondary has.
-            return self._refuse(RefuseCode.BUSY, f"group {group.name} is held: {group.read_error}")
+            return self._refuse(RefuseCode.BUSY, group.say("is held", group.read_error))
         if not pull.generation:
             return None
         if pull.generation != group.generation:
@@ -257,6 +257,16 @@ class PrimaryPair:
             links, self._fence_links, self._counting = self._fence_links, [], None
             for link in links:
                 link.close("fenced")
+
+    def farewell(self, link: Link, farewell: Farewell) -> None:
+        """The secondary's side is gone: that is kept durably before the answer."""
+        record = self.record
+        if link.peer is None or link.peer.controller != record.peer:
+            link.send(self._refuse(RefuseCode.WRONG_PEER, f"the pair's secondary is {record.peer}").encode())
+        else:
+            self.noticed(Notice("delete", farewell.reason))
+            link.send(farewell.encode())
+        link.close("farewell heard")
 
     def _fence_error(self) -> RemoteCopyError:
         return ReadOnly(f"group {self.group.name}: {self.record.reason}; hosts write at {self.record.peer} now")

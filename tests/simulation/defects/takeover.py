@@ -44,8 +44,8 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "                    return True\n"),
     )),
     Defect("apply the wrong data when it was let go from memory", "I1 I9", ("secondary", "swarm"), (
-        Edit(_RECEIVED, "                    data = reread[entry.sequence]\n",
-             "                    data = next(reversed(reread.values()))[: entry.length]\n"),
+        Edit(_RECEIVED, "                    data = reread[sequence]\n",
+             "                    data = next(reversed(reread.values()))[: length]\n"),
     )),
     Defect("a restarted secondary shows everything", "I5", ("secondary", "swarm", "unit:tests/integration/test_transfer_takeover.py"), (
         Edit(_RECOVERY, "            visible = group.role is Role.PRIMARY or record.sequence <= reached\n", "            visible = True\n"),
