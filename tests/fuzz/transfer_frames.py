@@ -35,7 +35,7 @@ _JSON: Final = {
     int(kind.frame): kind
     for kind in (
         messages.Hello, messages.Pull, messages.Accept, messages.Refuse, messages.Fence, messages.Fenced,
-        messages.Notice,
+        messages.Farewell, messages.Notice,
     )
 }  # fmt: skip
 _KINDS: Final = [int(kind) for kind in FrameType if kind is not FrameType.DATA]

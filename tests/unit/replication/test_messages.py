@@ -15,6 +15,7 @@ from controllerd.replication.messages import (
     MAX_TEXT,
     Accept,
     Ack,
+    Farewell,
     Fence,
     Fenced,
     Heartbeat,
@@ -26,10 +27,10 @@ from controllerd.replication.messages import (
     decode_heartbeat_untrusted,
 )
 
-KINDS: list[Any] = [Hello, Pull, Accept, Refuse, Fence, Fenced, Notice]
+KINDS: list[Any] = [Hello, Pull, Accept, Refuse, Fence, Fenced, Farewell, Notice]
 TEXTS: dict[Any, str] = {
     Hello: "controller", Pull: "reason", Accept: "time_source", Refuse: "text", Fence: "reason", Fenced: "pair",
-    Notice: "reason",
+    Farewell: "reason", Notice: "reason",
 }  # fmt: skip
 """A field of each that may be long."""
 WRONG: list[Any] = [None, [], {}, -1, 2**63, True, 1.5, "x" * (MAX_TEXT + 1)]
