@@ -190,6 +190,13 @@ class NbdSection(Section):
         le=30 * 86400,
         description="A client that for this long neither sends a request nor takes an answer is closed; 0: never.",
     )
+    poll_us: int = Field(
+        50,
+        ge=0,
+        le=1000,
+        description="Microseconds for which a busy host's next request is looked for before the controller sleeps: "
+        "shorter answers for hosts with few requests in flight, for some processor time; 0: never.",
+    )
     max_option_bytes: Size = sized(64 * KIB, 8 * KIB, MIB, "Longest option of a handshake; longer ones are refused.")
     max_in_flight: int = Field(
         1024, ge=1, le=65536, description="Requests of one connection that may wait for an answer before reading stops."

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.poll import Poll
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.slow_reads import serve_slowly
 from controllerd.targets.nbd.transmission import Reply, Transmission
@@ -34,6 +35,10 @@ class SessionOwner(Protocol):
     def rounds(self) -> Rounds:
         """The server's commit rounds."""
 
+    @property
+    def poll(self) -> Poll:
+        """The server's looks for the next request."""
+
     def ended(self, session: Session, reason: str) -> None:
         """Forget the session; ``reason`` is empty if nothing was wrong."""
 
@@ -46,6 +51,7 @@ class Session(asyncio.BufferedProtocol):
         self.machine: Transmission
         self._owner = owner
         self._rounds = owner.rounds
+        self._poll = owner.poll
         self._in_round = False
         self._round_bytes = 0
         self._transport = transport
@@ -131,8 +137,11 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Handle what was received."""
         self._received = True
-        self.machine.received(nbytes)
+        machine = self.machine
+        machine.received(nbytes)
         self._run()
+        if not machine.in_flight:
+            self._poll.served()
 
     def eof_received(self) -> bool:
         """The client sends nothing more; it still gets its answers (TLS cannot be half closed)."""
@@ -184,6 +193,8 @@ class Session(asyncio.BufferedProtocol):
         if self._running or self._ended:
             return
         self._send()
+        if not self.machine.in_flight:
+            self._poll.served()
         if self._stop is Stop.PENDING:
             # Not at once: this may be called from inside another connection's commit.
             self._loop.call_soon(self._run)

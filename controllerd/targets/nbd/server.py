@@ -26,6 +26,7 @@ from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.event_limit import EventLimit
 from controllerd.targets.nbd.handshake import HandshakeConnection
 from controllerd.targets.nbd.negotiation import Agreed, Negotiation
+from controllerd.targets.nbd.poll import Poll
 from controllerd.targets.nbd.ports import ExportTable
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.settings import Listen, NbdSettings, TcpListen, UnixListen
@@ -73,6 +74,7 @@ class NbdServer:
         self._sessions: set[Session] = set()
         self._stopping = False
         self.rounds = Rounds(_call_soon)
+        self.poll = Poll(settings.poll_s, _call_soon)
         self._idle = asyncio.Event()
         self._trimmer: asyncio.TimerHandle | None = None
         self._idle_checker: asyncio.TimerHandle | None = None
