@@ -149,6 +149,11 @@ class ControllerSection(Section):
         10.0, ge=0, le=600, description="How long a stop waits for hosts' requests that are under way."
     )
 
+    @property
+    def owner(self) -> str:
+        """Who the data directory belongs to."""
+        return f"{self.name} (serial {self.serial})"
+
 
 class NbdTls(Section):
     """TLS on the port hosts use. SIGHUP takes changed files into use; sessions go on as they are."""
@@ -177,7 +182,12 @@ class NbdSection(Section):
     listen: Listens = Field(
         (Address("127.0.0.1", 10809),), description='Addresses to listen on: "host:port" or "unix:/path".'
     )
-    max_connections: int = Field(256, ge=1, le=65536, description="More connections than this are closed at once.")
+    max_connections: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="More are closed at once, unless one that has not chosen a volume yet can give way.",
+    )
     max_connections_per_address: int = Field(
         0, ge=0, le=65536, description="Likewise for the connections from one TCP address; 0: no such limit."
     )

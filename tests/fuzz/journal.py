@@ -5,8 +5,10 @@ The same files read twice give the same journal, and every file is either of the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
+from collections.abc import Generator
 from typing import Final
 
 from crc32c import crc32c
@@ -69,7 +71,7 @@ def _scan(
 
     first, durable, start_ordinal, intact = facts
     try:
-        scan = scan_journal(
+        steps = scan_journal(
             files,
             _DIRECTORY,
             group_id=_GROUP,
@@ -80,12 +82,23 @@ def _scan(
             numbering=numbering,
             on_segment=segment,
             on_record=records.append,
+            opened=contextlib.ExitStack(),
         )
+        scan = _result(steps)
     except Corrupt as error:
         return None, records, str(error)
     assert segments == sorted(segments)
     assert scan.next_ordinal > max(segments)
     return scan, records, ""
+
+
+def _result(steps: Generator[None, None, Scan]) -> Scan:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            scan: Scan = end.value
+            return scan
 
 
 def _segment(source: Source, number: int) -> bytes:
