@@ -169,7 +169,7 @@ def storage_settings(config: Config) -> StorageSettings:
     storage, defaults = config.storage, config.defaults
     return StorageSettings(
         data_directory=str(config.controller.data_directory),
-        owner=f"{config.controller.name} (serial {config.controller.serial})",
+        owner=config.controller.owner,
         boot=_boot(),
         time_source=config.controller.time_source,
         host_time_ahead_s=config.controller.host_time_ahead_s,
@@ -200,6 +200,7 @@ def nbd_settings(config: Config, chunks: BufferPool) -> NbdSettings:
         max_connections_per_address=nbd.max_connections_per_address,
         handshake_timeout_s=nbd.handshake_timeout_s,
         idle_timeout_s=nbd.idle_timeout_s,
+        poll_s=nbd.poll_us / 1e6,
         shutdown_grace_s=config.controller.shutdown_grace_s,
         chunks=chunks,
         tls=Tls()

@@ -1,7 +1,7 @@
 """Configuration of one controller: the TOML file as frozen, checked objects.
 
 Owns: reading the file, and refusing what cannot work before anything is touched.
-Never: opens sockets, creates files, or keeps anything; layers take their own settings, mapped in daemon.py.
+Never: listens, creates files, or keeps anything; layers take their own settings, mapped in daemon.py.
 
 Every problem is listed at once, one line each: file, key, what is wrong, what would be right (spec §13).
 Relative paths are relative to the file.

@@ -139,6 +139,11 @@ class ControllerSection(Section):
         10.0, ge=0, le=600, description="How long a stop waits for hosts' requests that are under way."
     )
 
+    @property
+    def owner(self) -> str:
+        """Who the data directory belongs to."""
+        return f"{self.name} (serial {self.serial})"
+
 
 class NbdTls(Section):
     """TLS on the port hosts use. SIGHUP takes changed files into use; sessions go on as they are."""
@@ -167,7 +172,12 @@ class NbdSection(Section):
     listen: Listens = Field(
         (Address("127.0.0.1", 10809),), description='Addresses to listen on: "host:port" or "unix:/path".'
     )
-    max_connections: int = Field(256, ge=1, le=65536, description="More connections than this are closed at once.")
+    max_connections: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="More are closed at once, unless one that has not chosen a volume yet can give way.",
+    )
     max_connections_per_address: int = Field(
         0, ge=0, le=65536, description="Likewise for the connections from one TCP address; 0: no such limit."
     )
@@ -179,6 +189,13 @@ class NbdSection(Section):
         ge=0,
         le=30 * 86400,
         description="A client that for this long neither sends a request nor takes an answer is closed; 0: never.",
+    )
+    poll_us: int = Field(
+        50,
+        ge=0,
+        le=1000,
+        description="Microseconds for which a busy host's next request is looked for before the controller sleeps: "
+        "shorter answers for hosts with few requests in flight, for some processor time; 0: never.",
     )
     max_option_bytes: Size = sized(64 * KIB, 8 * KIB, MIB, "Longest option of a handshake; longer ones are refused.")
     max_in_flight: int = Field(

@@ -202,6 +202,15 @@ class Notice(_Json):
 
 
 @dataclass(frozen=True, slots=True)
+class Farewell(_Json):
+    """The secondary's side of the pair is gone. The primary answers with the same once it has kept that."""
+
+    frame: ClassVar[FrameType] = FrameType.FAREWELL
+    pair: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """What the secondary has; see the layout above."""
 

@@ -21,7 +21,7 @@ from controllerd.replication.contact import Contact
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
-from controllerd.replication.links import Link, dial
+from controllerd.replication.links import ask
 from controllerd.replication.messages import Accept, Fence, Fenced, Notice, Refuse, RefuseCode
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.receiver import PullFacts, Receiver
@@ -108,7 +108,7 @@ class SecondaryPair:
         record = self.record
         if self.group.read_error is not None:
             # Not recovered: what is here is not known, so what is missing cannot be asked for.
-            self.receiver.reason = f"group {self.group.name} is held: {self.group.read_error}"
+            self.receiver.reason = self.group.say("is held", self.group.read_error)
             return None
         if not self.active and self._told:
             return None
@@ -311,7 +311,7 @@ class SecondaryPair:
         )
         while True:
             try:
-                answer = await self._send_fence(order)
+                answer = await ask(settings, record.peer, order.encode())
                 if answer.type == FrameType.FENCED:
                     return self._fence_told(Fenced.decode_untrusted(answer.payload))
                 if _is_unknown(answer):
@@ -331,36 +331,6 @@ class SecondaryPair:
         if fenced is not None and diverged:
             facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": fenced.bytes, "reason": diverged}
             self._context.report("pair-diverged", facts)
-
-    async def _send_fence(self, order: Fence) -> Frame:
-        """Send the fence and return the answer.
-
-        Raises:
-            Unreachable, NotAuthorised: the old primary cannot be asked.
-        """
-        loop = asyncio.get_running_loop()
-        link = await dial(self._context.settings, self.record.peer)
-        answer: asyncio.Future[Frame] = loop.create_future()
-
-        def frames(link: Link, frames: list[Frame]) -> None:
-            if not answer.done():
-                answer.set_result(frames[0])
-
-        def lost(link: Link, reason: str) -> None:
-            if not answer.done():
-                answer.set_exception(FrameError(reason))
-
-        link.on_frames, link.on_lost = frames, lost
-        if link.closed:  # lost in the turn between the handshake and now
-            raise FrameError(link.reason)
-        link.send(order.encode())
-        try:
-            async with asyncio.timeout(self._context.settings.handshake_timeout_s):
-                return await answer
-        except TimeoutError:
-            raise FrameError("no answer to FENCE") from None
-        finally:
-            link.close("fence told")
 
 
 def _mode(time_source: str) -> Mode:

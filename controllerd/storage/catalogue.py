@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 from crc32c import crc32c
 
@@ -137,6 +141,15 @@ class Catalogue:
             self._database.execute("DELETE FROM map_pages WHERE volume = ?", (volume_id,))
             self._database.execute("DELETE FROM documents WHERE kind = 'volume' AND name = ?", (name,))
 
+    def forget_group(self, name: str, volumes: Mapping[str, int]) -> None:
+        """Forget a group with its ``volumes`` (name: volume id) and their maps, together."""
+        with self._writing():
+            database = self._database
+            ids, names = [(number,) for number in volumes.values()], [(volume,) for volume in volumes]
+            database.executemany("DELETE FROM map_pages WHERE volume = ?", ids)
+            database.executemany("DELETE FROM documents WHERE kind = 'volume' AND name = ?", names)
+            database.execute("DELETE FROM documents WHERE kind IN ('group', 'destaging') AND name = ?", (name,))
+
     def checkpoint(
         self, pages: Iterable[tuple[int, int, bytes]], documents: Iterable[tuple[str, str, Document]]
     ) -> None:
@@ -157,6 +170,32 @@ class Catalogue:
         """Close the database, once no other thread is at work in it (SQLite would crash the process)."""
         with self._lock:
             self._database.close()
+
+
+def peek_fact(path: str, name: str, *, in_use: bool) -> Any:
+    """One fact of the catalogue at ``path``, or None; nothing there changes. ``in_use``: a controller has it open.
+
+    Raises:
+        Corrupt: it cannot be read as a catalogue.
+    """
+    if not os.path.exists(path):
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        found = f"file:{quote(path)}?mode=ro"
+        if not in_use:
+            # A copy: to open a database that was not closed means to put it in order, even for reading only.
+            found = f"file:{quote(directory)}/copy"
+            try:
+                for suffix in filter(lambda suffix: os.path.exists(path + suffix), ("", "-wal")):
+                    shutil.copyfile(path + suffix, f"{directory}/copy{suffix}")
+            except OSError as error:
+                raise Corrupt(f"{path}: {error.strerror}") from error
+        try:
+            with contextlib.closing(sqlite3.connect(found, uri=True)) as database:
+                rows = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchall()
+        except sqlite3.Error as error:
+            raise Corrupt(f"{path}: not a usable catalogue: {error}") from error
+    return json.loads(rows[0][0]) if rows else None
 
 
 def _seal(content: str | bytes, *key: str | int) -> int:

@@ -22,10 +22,12 @@ from typing_extensions import Buffer
 
 from controllerd.model.errors import Corrupt, DiskFailed, JournalFailed, Trimmed, WouldBlock
 from controllerd.model.records import HEADER_SIZE, MAX_DATA, Kind, Record, RecordError, decode_untrusted
-from controllerd.storage.io import IOV_MAX, File, Files
+from controllerd.storage.io import CALL_BYTES, IOV_MAX, ZEROES, File, Files
 from controllerd.storage.journal_format import DATA_START, SegmentHeader
 
 INDEX_STEP: Final = 256 << 10
+WRITE_AHEAD: Final = 1 << 20
+"""Zeros written in one go in front of the records, where a segment was never written before."""
 TAIL_BATCH: Final = 1 << 20
 PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + 3 * HEADER_SIZE
 """Longest run of records that is appended in one piece; so much of a segment may stay unused at its end."""
@@ -35,7 +37,8 @@ PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + 3 * HEADER_SIZE
 class Segment:
     """One segment file in the chain. ``end`` is where the next record goes; ``last`` < ``first`` when empty.
 
-    ``begun``: its header is durable, so that recovery finds it without the segment before.
+    ``begun``: its header is durable, so that recovery finds it without the segment before. ``written``: up to where the
+    file was written before, if only with zeros or by an earlier segment.
     """
 
     ordinal: int
@@ -44,6 +47,7 @@ class Segment:
     end: int = DATA_START
     last: int = 0
     begun: bool = False
+    written: int = 0
     sequences: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
@@ -92,12 +96,17 @@ class Journal:
         self._tail_limit = tail_bytes
         self.chain: deque[Segment] = deque()
         self.spares: list[File] = []
+        self._written: dict[str, int] = {}
+        """By path: up to where the file of a spare was written before."""
         self._file_count = 0
+        self._being_made: list[str] = []
+        """Paths of spares that were counted and are not there yet."""
+        self.closed = False
         self.last = 0
         self.durable = 0
         self.failed: JournalFailed | None = None
         self._unsynced: list[Segment] = []
-        self._retired: list[File] = []
+        self._retired: list[Segment] = []
         self._resets = 0
         self._tail: deque[JournalRange] = deque()
         self._tail_by_first: dict[int, JournalRange] = {}
@@ -121,6 +130,7 @@ class Journal:
                 self._file_count += 1
                 if self._is_whole(file):
                     self.spares.append(file)
+                    self._written[file.path] = self.segment_bytes  # as far as anybody knows
             else:
                 file.close()
                 self._files.remove(file.path)
@@ -165,25 +175,67 @@ class Journal:
                 return False
         return True
 
-    def _make_spare(self) -> bool:
+    @property
+    def wants_spare(self) -> bool:
+        """Whether a spare should be made now: writes have come far enough to need one before long."""
+        if not self.chain or self.spares or self.failed is not None or self.half_full:
+            return False
+        filled = len(self.chain) > 1 and self.chain[-2].end >= self.segment_bytes >> 1
+        return (filled or self.chain[-1].end >= self.segment_bytes >> 3) and self._file_count < self.segments_max
+
+    def reserve_spare(self) -> str:
+        """Count a spare that is going to be made, and return its path; `take_spare` has to follow."""
         name = f"{self.directory}/{self._fresh_name()}"
+        self._being_made.append(name)
+        self._file_count += 1
+        return name
+
+    def make_spare(self, name: str, *, filled: bool) -> File:
+        """Make the file of a spare: called in a thread, or where it may hold up the loop.
+
+        ``filled``: with zeros that are synced, so that what is written later finds its blocks (spares.py).
+
+        Raises:
+            OSError: there is no room; nothing is left.
+        """
+        file = self._files.open(name, create=True)
         try:
-            file = self._files.open(name, create=True)
-            try:
-                file.allocate(self.segment_bytes)
-                self._files.sync_directory(self.directory)
-            except OSError:
-                file.close()
-                self._files.remove(name)
-                raise
+            file.allocate(self.segment_bytes)
+            if filled:
+                for start in range(0, self.segment_bytes, CALL_BYTES):
+                    file.write(ZEROES[: self.segment_bytes - start], start)
+                file.sync_now()
+            self._files.sync_directory(self.directory)
+        except OSError:
+            file.close()
+            self._files.remove(name)
+            raise
+        return file
+
+    def take_spare(self, file: File | None, *, filled: bool) -> None:
+        """The spare reserved last is made, or could not be."""
+        self._being_made.pop()
+        if file is None:
+            self._file_count -= 1
+        elif self.closed:
+            file.close()
+        else:
+            self.spares.append(file)
+            self._written[file.path] = self.segment_bytes if filled else 0
+
+    def _make_spare(self) -> bool:
+        file: File | None = None
+        name = self.reserve_spare()
+        try:
+            file = self.make_spare(name, filled=False)
         except OSError:
             return False
-        self.spares.append(file)
-        self._file_count += 1
+        finally:
+            self.take_spare(file, filled=False)
         return True
 
     def _fresh_name(self) -> str:
-        taken = set(self._files.names(self.directory))
+        taken = {*self._files.names(self.directory), *(name.rpartition("/")[2] for name in self._being_made)}
         number = 1
         while (name := f"{number:08d}.seg") in taken:
             number += 1
@@ -253,7 +305,8 @@ class Journal:
     def _next_segment(self, first: int, *, beyond_limit: bool = False) -> Segment:
         if not self.spares and ((self._file_count >= self.segments_max and not beyond_limit) or not self._make_spare()):
             self.fail("journal has no segment left")
-        segment = Segment(self.next_ordinal, first, self.spares.pop(), last=first - 1)
+        file = self.spares.pop()
+        segment = Segment(self.next_ordinal, first, file, last=first - 1, written=self._written.pop(file.path))
         header = SegmentHeader(
             self.group_id, segment.ordinal, first, self.durable, self.incarnation, segment.file.size()
         )
@@ -313,6 +366,11 @@ class Journal:
         if self.failed is not None:
             done(target, self.failed)
             return
+        try:
+            self._write_ahead()
+        except OSError as error:
+            done(target, self._failure(f"journal write failed: {error}"))
+            return
         segments, self._unsynced = self._unsynced, []
         rest = iter(segments)
         current: Segment | None = None
@@ -334,6 +392,19 @@ class Journal:
 
         go_on(None)
 
+    def _write_ahead(self) -> None:
+        """Fill what the next records take with zeros: one sync for all of them changes the file's extents (spares.py).
+
+        Raises:
+            OSError: the write failed.
+        """
+        segment = self.chain[-1] if self.chain else None
+        if segment is not None and segment.end + WRITE_AHEAD // 2 > segment.written:
+            start = max(segment.written, segment.end)
+            end = segment.written = min(start + WRITE_AHEAD, self.segment_bytes)
+            for position in range(start, end, CALL_BYTES):
+                segment.file.write(ZEROES[: end - position], position)
+
     # ---- freeing -----------------------------------------------------------
 
     def free_through(self, sequence: int) -> int:
@@ -344,9 +415,13 @@ class Journal:
             segment = chain.popleft()
             if segment in self._unsynced:
                 self._unsynced.remove(segment)
-            self.spares.append(segment.file)
+            self._recycle(segment)
             freed += 1
         return freed
+
+    def _recycle(self, segment: Segment) -> None:
+        self._written[segment.file.path] = max(segment.written, segment.end)
+        self.spares.append(segment.file)
 
     def reset(self, last: int, incarnation: int) -> int:
         """Forget every record; the next one is ``last + 1``. Returns the ordinal the new chain begins with.
@@ -361,7 +436,7 @@ class Journal:
             raise self.failed
         if not self.spares and not self._make_spare():
             raise JournalFailed(f"no room for a journal segment in {self.directory}")
-        self._retired += [segment.file for segment in self.chain]
+        self._retired += self.chain
         self.chain.clear()
         self._resets += 1
         self._unsynced.clear()
@@ -376,7 +451,8 @@ class Journal:
 
     def release_retired(self) -> None:
         """Recycle the files of the chain before `reset`: the catalogue has the new one."""
-        self.spares += self._retired
+        for segment in self._retired:
+            self._recycle(segment)
         self._retired.clear()
 
     # ---- reading -----------------------------------------------------------
@@ -438,14 +514,21 @@ class Journal:
                 last = entry.last
                 entry = self._tail_by_first.get(last + 1)
             return JournalRange(first, last, buffers, size)
-        if first < self.first:
-            raise Trimmed(self.first)
         return self._read_segment(first, max_bytes, wait)
 
+    def find(self, sequence: int) -> tuple[Segment, int]:
+        """Return the segment that holds an appended record, and where in it that record or a near one before it begins.
+
+        Raises:
+            Trimmed: the record is no longer kept.
+        """
+        if sequence < self.first:
+            raise Trimmed(self.first)
+        segment = next(segment for segment in reversed(self.chain) if segment.first <= sequence)
+        return segment, segment.positions[bisect_right(segment.sequences, sequence) - 1]
+
     def _read_segment(self, first: int, max_bytes: int, wait: bool) -> JournalRange:
-        segment = next(segment for segment in reversed(self.chain) if segment.first <= first)
-        index = bisect_right(segment.sequences, first) - 1
-        position = segment.positions[index]
+        segment, position = self.find(first)
         view = memoryview(bytearray(min(segment.end - position, max_bytes + INDEX_STEP + PIECE_MAX)))
         if wait:
             try:
@@ -476,7 +559,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is synced."""
-        for file in [*(segment.file for segment in self.chain), *self.spares, *self._retired]:
+        self.closed = True
+        for file in [*(segment.file for segment in (*self.chain, *self._retired)), *self.spares]:
             file.close()
 
 

@@ -241,6 +241,10 @@ class Controller:
         """POST an order. Raises HarnessFailed."""
         return self._answer(self._http.post(path, json=order), f"POST {path} {json.dumps(order)}")
 
+    def delete(self, path: str) -> Any:
+        """DELETE a path of the API. Raises HarnessFailed."""
+        return self._answer(self._http.delete(path), f"DELETE {path}")
+
     def _answer(self, response: httpx.Response, what: str) -> Any:
         if response.is_error:
             raise HarnessFailed(f"{self.name}: {what}: {response.status_code} {response.text}")

@@ -236,7 +236,7 @@ def test_every_number_says_its_unit_and_limits() -> None:
         if word == "size":
             assert key.endswith("_bytes"), f"{section}.{key}"
         elif field.annotation in (int, float, int | None):
-            assert key.endswith(("_s", "_ms")) or key in COUNTS, f"{section}.{key} in what unit?"
+            assert key.endswith(("_s", "_ms", "_us")) or key in COUNTS, f"{section}.{key} in what unit?"
             limits = {name for item in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(item, name)}
             assert len(limits) >= 2, f"{section}.{key} has no limits"
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.poll import Poll
 from controllerd.targets.nbd.rounds import Rounds
-from controllerd.targets.nbd.slow_reads import serve_slowly
+from controllerd.targets.nbd.slow_reads import serve_slowly, serve_status
 from controllerd.targets.nbd.transmission import Reply, Transmission
 from controllerd.targets.nbd.wire import Command
 
@@ -34,6 +36,10 @@ class SessionOwner(Protocol):
     def rounds(self) -> Rounds:
         """The server's commit rounds."""
 
+    @property
+    def poll(self) -> Poll:
+        """The server's looks for the next request."""
+
     def ended(self, session: Session, reason: str) -> None:
         """Forget the session; ``reason`` is empty if nothing was wrong."""
 
@@ -46,6 +52,7 @@ class Session(asyncio.BufferedProtocol):
         self.machine: Transmission
         self._owner = owner
         self._rounds = owner.rounds
+        self._poll = owner.poll
         self._in_round = False
         self._round_bytes = 0
         self._transport = transport
@@ -131,8 +138,11 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Handle what was received."""
         self._received = True
-        self.machine.received(nbytes)
+        machine = self.machine
+        machine.received(nbytes)
         self._run()
+        if not machine.in_flight:
+            self._poll.served()
 
     def eof_received(self) -> bool:
         """The client sends nothing more; it still gets its answers (TLS cannot be half closed)."""
@@ -184,6 +194,8 @@ class Session(asyncio.BufferedProtocol):
         if self._running or self._ended:
             return
         self._send()
+        if not self.machine.in_flight:
+            self._poll.served()
         if self._stop is Stop.PENDING:
             # Not at once: this may be called from inside another connection's commit.
             self._loop.call_soon(self._run)
@@ -284,9 +296,16 @@ class Session(asyncio.BufferedProtocol):
         if machine.slow_reads:
             slow, machine.slow_reads = machine.slow_reads, []
             for read in slow:
-                task = self._loop.create_task(serve_slowly(machine, read, self._drain))
-                self._tasks.add(task)
-                task.add_done_callback(self._task_done)
+                self._begin(serve_slowly(machine, read, self._drain))
+        if machine.slow_statuses:
+            waiting, machine.slow_statuses = machine.slow_statuses, []
+            for status in waiting:
+                self._begin(serve_status(machine, status))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
 
     def _feed(self) -> None:
         """Give TLS no more than the client takes: it encrypts at once what it is given, and keeps that."""

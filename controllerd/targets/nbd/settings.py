@@ -113,6 +113,8 @@ class NbdSettings:
     handshake_timeout_s: float = 10.0
     idle_timeout_s: float = 0.0
     """A session is closed after this time in which the client neither sent a request nor took an answer; 0: never."""
+    poll_s: float = 50e-6
+    """For how long the next request is looked for before the loop sleeps; 0: not at all."""
     shutdown_grace_s: float = 10.0
     default_export: str = ""
     """Volume that a client gets which names none; empty: such a client is refused."""

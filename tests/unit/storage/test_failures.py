@@ -26,7 +26,7 @@ def test_failed_journal_sync_is_never_followed_by_success() -> None:
     async def scenario(system: StorageSystem) -> None:
         group = system.groups["g0"]
         first = put(system, "v0", 0, b"a" * 4096)
-        machine.disk.fault = failing(".seg", "sync", times=1)
+        machine.disk.fault = failing(group.journal.chain[-1].file.path, "sync", times=1)
         answers: list[RemoteCopyError | None] = []
         group.when_flushed(first, answers.append)
         await asyncio.sleep(1)

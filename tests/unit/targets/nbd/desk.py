@@ -15,6 +15,7 @@ from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.connection import Session
 from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.framing import STRUCTURED
+from controllerd.targets.nbd.poll import Poll
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.settings import KIB, Limits
 from controllerd.targets.nbd.transmission import Transmission
@@ -103,6 +104,7 @@ class Desk:
         volume: FakeVolume | None = None,
         limits: Limits = LIMITS,
         rounds: Rounds | None = None,
+        poll: Poll | None = None,
         tls: str | None = None,
     ) -> None:
         self.volume = volume or FakeVolume()
@@ -110,6 +112,7 @@ class Desk:
         self.transport = FakeTransport()
         self.reasons: list[str] = []
         self.rounds = rounds or Rounds(lambda _: None)
+        self.poll = poll or Poll(0.0, lambda _: None)
         visitor = Visitor(7, "peer", Client(None), tls, 123)
         self.session = Session(self, cast(asyncio.Transport, self.transport), visitor)
         self.volume.sessions.add(self.session)
