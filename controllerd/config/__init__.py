@@ -52,7 +52,7 @@ def load(path: str | Path) -> Config:
         raise ConfigError([Problem(str(path), "", "is longer than 1 MiB", "name a configuration file")])
     try:
         document = tomllib.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ConfigError([Problem(str(path), "", f"is not valid TOML: {reason}")]) from None
     return parse(document, file=str(path), base=path.absolute().parent)

@@ -52,7 +52,17 @@ def _base(info: ValidationInfo) -> Path:
 def _parse_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError(f'{shown(value)} is not a path; write text like "keys/transfer.key"')
-    return (_base(info) / Path(value).expanduser()).absolute()
+    return _resolved(value, info)
+
+
+def _resolved(path: str | Path, info: ValidationInfo) -> Path:
+    """The absolute path that is meant; raises ValueError when there can be none."""
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain a zero character")
+    try:
+        return (_base(info) / Path(path).expanduser()).absolute()
+    except RuntimeError:
+        raise ValueError(f"{shown(str(path))} begins with the home directory of a user that is not known") from None
 
 
 def _parse_address(value: object, info: ValidationInfo) -> Address:
@@ -65,7 +75,7 @@ def _parse_address(value: object, info: ValidationInfo) -> Address:
         path = value.removeprefix("unix:")
         if not path:
             raise ValueError(f'"{value}" names no socket; {right}')
-        resolved = (_base(info) / Path(path).expanduser()).absolute()
+        resolved = _resolved(path, info)
         if len(str(resolved).encode()) > 107:  # sockaddr_un.sun_path, with its closing zero
             raise ValueError(f'"{resolved}" is longer than the 107 bytes of a UNIX socket path; use a shorter one')
         return Address(path=resolved)

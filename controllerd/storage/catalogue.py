@@ -20,7 +20,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from crc32c import crc32c
@@ -38,7 +38,11 @@ CREATE TABLE IF NOT EXISTS map_pages (
     PRIMARY KEY (volume, page));
 """
 
+_DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What reading a damaged database raises; the second when the text of the error itself quotes the damage."""
+
 Document = dict[str, Any]
+Content = TypeVar("Content", str, bytes)
 
 
 class Catalogue:
@@ -62,7 +66,7 @@ class Catalogue:
                 raise Corrupt(damage)
             self._database.executescript(_SCHEMA)
             known = self.get_fact("format")
-        except (sqlite3.DatabaseError, Corrupt) as error:
+        except (*_DAMAGE, Corrupt) as error:
             self._database.close()
             raise Corrupt(f"{path}: not a usable catalogue: {error}") from error
         if known is None:
@@ -90,12 +94,13 @@ class Catalogue:
         with self._lock:
             try:
                 return self._database.execute(query, (argument,)).fetchall()
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 raise Corrupt(f"{self._path}: catalogue: {error}") from error
 
-    def _checked(self, seal: int, content: str | bytes, *key: str | int) -> str | bytes:
-        """Return ``content`` of the row ``key``, which was kept with the checksum ``seal``."""
-        if _seal(content, *key) != seal:
+    def _checked(self, kind: type[Content], seal: object, content: object, *key: str | int) -> Content:
+        """Return ``content`` of the row ``key``, which was kept as this ``kind`` with the checksum ``seal``."""
+        # A damaged row can have values of any type: what type they have is written in the row.
+        if not isinstance(content, kind) or _seal(content, *key) != seal:
             named = " ".join(str(part) for part in key)
             raise Corrupt(f"{self._path}: catalogue: {named} is damaged (its checksum is wrong)")
         return content
@@ -103,7 +108,7 @@ class Catalogue:
     def get_fact(self, name: str) -> Any:
         """Return one fact, or None."""
         rows = self._rows("SELECT value, crc FROM facts WHERE name = ?", name)
-        return json.loads(self._checked(rows[0][1], rows[0][0], "fact", name)) if rows else None
+        return json.loads(self._checked(str, rows[0][1], rows[0][0], "fact", name)) if rows else None
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep one fact."""
@@ -116,7 +121,7 @@ class Catalogue:
     def get_documents(self, kind: str) -> dict[str, Document]:
         """Return every document of a kind, by name."""
         rows = self._rows("SELECT name, document, crc FROM documents WHERE kind = ? ORDER BY name", kind)
-        return {name: json.loads(self._checked(seal, text, kind, name)) for name, text, seal in rows}
+        return {name: json.loads(self._checked(str, seal, text, kind, name)) for name, text, seal in rows}
 
     def put_document(self, kind: str, name: str, document: Document) -> None:
         """Keep one document."""
@@ -132,7 +137,7 @@ class Catalogue:
         """Return the kept pages of a volume's map, by page number."""
         rows = self._rows("SELECT page, entries, crc FROM map_pages WHERE volume = ?", volume_id)
         for page, entries, seal in rows:
-            self._checked(seal, entries, "map of volume", volume_id, "page", page)
+            self._checked(bytes, seal, entries, "map of volume", volume_id, "page", page)
         return {page: entries for page, entries, _ in rows}
 
     def delete_volume(self, name: str, volume_id: int) -> None:

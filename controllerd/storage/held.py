@@ -66,15 +66,14 @@ class HeldGroups:
         system.guard(group, f"forget group {name}")
         async with checkpointer.lock:  # else a checkpoint under way would bring the group back
             error = self.check(name)
-            destager = system.destagers[name]
-            await destager.stop()
+            await system.stop_background(name)
             volumes = list(group.volumes.values())
             ids = {volume.name: volume.volume_id for volume in volumes}
             try:
-                await checkpointer.run_blocking(system.keep_times)
+                system.keep_write_time()  # its journal said so until now
                 await checkpointer.run_blocking(system.catalogue.forget_group, name, ids)
             except BaseException:
-                destager.start()
+                system.start_background(name)
                 raise
             group.hold(error)  # whoever still has a hand on it
             group.fail_waiting(error)

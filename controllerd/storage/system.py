@@ -149,14 +149,14 @@ class StorageSystem:
         for group in self.groups.values():
             if group.read_error is None:  # else as it is in the catalogue, until its disks are there
                 await self.recover(group)
-        recovered = all(group.recovered for group in self.groups.values())
+        recovered = all(group.read_error is None for group in self.groups.values())
         self._begin_times(lost=bool(self.groups) and not (recovered and (clean or self._intact)))
         self.catalogue.put_fact("clean", False)
         self.note_run()
         for group in self.groups.values():
             if group.read_error is None:
                 self.catalogue.put_document("group", group.name, group.document())
-            self._start_background(group.name)
+            self.start_background(group.name)
         self.checkpointer.start()
 
     def _begin_times(self, *, lost: bool) -> None:
@@ -167,10 +167,10 @@ class StorageSystem:
             times.observe(kept)
         if lost:
             times.pass_lost()
-        self.keep_times()
+        self.keep_write_time()
 
-    def keep_times(self) -> None:
-        """Remember how far write times have come, durably: for when the journals that say so may go."""
+    def keep_write_time(self) -> None:
+        """Remember the last write time that was given out."""
         self.catalogue.put_fact("write-time", self.write_time.last)
 
     async def recover(self, group: Group) -> int | None:
@@ -195,7 +195,7 @@ class StorageSystem:
         """
         await self.checkpointer.stop()
         for name in self.groups:
-            await self._stop_background(name)
+            await self.stop_background(name)
         try:
             async with asyncio.timeout(30):
                 await self.checkpointer.checkpoint()
@@ -383,14 +383,16 @@ class StorageSystem:
             raise NoSpace(f"group {name}: no journal segment in {group.journal.directory}: {error}") from error
         group.update_accepting()
         self.catalogue.put_document("group", name, group.document())
-        self._start_background(name)
+        self.start_background(name)
         return group
 
-    def _start_background(self, name: str) -> None:
+    def start_background(self, name: str) -> None:
+        """Let a group's destages and spare segments be made."""
         self.destagers[name].start()
         self._spare_makers[name].start()
 
-    async def _stop_background(self, name: str) -> None:
+    async def stop_background(self, name: str) -> None:
+        """Return when nothing of a group is being written in the background any more."""
         await self.destagers[name].stop()
         await self._spare_makers[name].stop()
 
@@ -458,8 +460,8 @@ class StorageSystem:
             raise Conflict(f"group {name} has volumes: {', '.join(v.name for v in group.volumes.values())}")
         self.guard(group, f"delete group {name}")
         async with self.checkpointer.lock:  # else a checkpoint under way would bring the document back
-            await self._stop_background(name)
-            self.keep_times()
+            await self.stop_background(name)
+            self.keep_write_time()  # its journal said so until now
             self.catalogue.delete_document("destaging", name)
             self.catalogue.delete_document("group", name)
             self.drop_group(name)
