@@ -25,6 +25,7 @@ from typing import Any, Final
 from controllerd.model.lag import LagClock
 from controllerd.replication.kept import Keepable, KeptFigures, RunBlocking
 from controllerd.replication.messages import Heartbeat
+from controllerd.replication.ports import Report
 from controllerd.storage.catalogue import Catalogue
 
 FACT: Final = "replication-contacts"
@@ -170,8 +171,8 @@ class Contact:
 class KeptContacts(KeptFigures):
     """The contacts of all pairs whose secondaries are here. A limit is kept at once, before anything goes on."""
 
-    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking) -> None:
-        super().__init__(catalogue, FACT, run_blocking)
+    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking, report: Report) -> None:
+        super().__init__(catalogue, FACT, run_blocking, report)
         self._limits: dict[str, tuple[int, int | None]] | None = {}
         """Those that are kept; None: others may be kept by now."""
 

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from controllerd.model.errors import RemoteCopyError
+from controllerd.replication.ports import Report
 from controllerd.storage.catalogue import Catalogue
 
 KEEP_S: Final = 5.0
@@ -41,10 +43,11 @@ class Keepable(Protocol):
 class KeptFigures:
     """The figures of all pairs of one controller in which it has the same role, in one fact of the catalogue."""
 
-    def __init__(self, catalogue: Catalogue, fact: str, run_blocking: RunBlocking) -> None:
+    def __init__(self, catalogue: Catalogue, fact: str, run_blocking: RunBlocking, report: Report) -> None:
         self._catalogue = catalogue
         self._fact = fact
         self._run_blocking = run_blocking
+        self._report = report
         self._kept_s = -math.inf
         self._seen: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -60,16 +63,9 @@ class KeptFigures:
                 item.restore(kept[name])
 
     def keep(self, items: Mapping[str, Keepable], now_s: float) -> None:
-        """Begin to keep them if it is time and anything was heard.
-
-        Raises:
-            DiskFailed: they were not kept the time before.
-        """
+        """Begin to keep them if it is time and anything was heard; that it failed is reported."""
         if self._writing is not None:
-            if not self._writing.done():
-                return
-            ended, self._writing = self._writing, None
-            ended.result()
+            return
         heard = {name: item.heard_s for name, item in items.items()}
         if now_s - self._kept_s >= KEEP_S and heard != self._seen:
             self._kept_s, self._seen = now_s, heard
@@ -81,7 +77,13 @@ class KeptFigures:
         self._writing = asyncio.ensure_future(self._written_soon(self._order, _documents(items)))
 
     async def _written_soon(self, order: int, documents: dict[str, Any]) -> None:
-        await self._run_blocking(self._write, order, documents)
+        try:
+            await self._run_blocking(self._write, order, documents)
+        except RemoteCopyError as error:
+            self._seen = {}  # tried again when it is time
+            self._report("contacts-keep-failed", {"error": str(error)})
+        finally:
+            self._writing = None
 
     def keep_now(self, items: Mapping[str, Keepable], now_s: float) -> None:
         """Keep them; durable on return.
@@ -93,15 +95,10 @@ class KeptFigures:
         self._order += 1
         self._write(self._order, _documents(items))
 
-    async def finish(self) -> None:
-        """Return when nothing is being written.
-
-        Raises:
-            DiskFailed: it was not kept.
-        """
+    async def settle(self) -> None:
+        """Return when nothing is being written."""
         if self._writing is not None:
-            ended, self._writing = self._writing, None
-            await ended
+            await self._writing
 
     def _write(self, order: int, documents: dict[str, Any]) -> None:
         with self._lock:

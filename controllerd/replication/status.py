@@ -86,7 +86,8 @@ class PairStatus:
 def primary_status(pair: PrimaryPair) -> PairStatus:
     """Status of a pair whose primary is here."""
     record, group, sender, said = pair.record, pair.group, pair.sender, pair.sender.said
-    lag_s = sender.lag.lag_seconds(asyncio.get_running_loop().time())
+    missing = said is None or group.last_seq > said.applied
+    lag_s = sender.lag.lag_seconds(asyncio.get_running_loop().time(), missing=missing)
     held = _primary_held(pair, lag_s)
     # On a synchronous pair, and behind one, the secondary's times are its own.
     applied_time = said.applied_time if said is not None and record.spec.mode == "async" else 0
@@ -166,8 +167,9 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
     beat = pair.contact.beat
     now_s = asyncio.get_running_loop().time()
-    lag_s = pair.contact.lag.lag_seconds(now_s)
     missing = receiver.missing()
+    lacking = intake.applied_seq < intake.received_seq or (missing is not None and missing[0] > 0)
+    lag_s = pair.contact.lag.lag_seconds(now_s, missing=lacking)
     taken_over = record.state is PairState.SSWS
     unheard = {name: other.why_unheard() for name, other in by_group.items()}
     held = None if taken_over else find_holder(pair.domain, by_group, unheard)

@@ -14,20 +14,24 @@ from controllerd.storage.catalogue import Catalogue
 SECOND = 10**9
 
 
-async def _at_once(call: Callable[..., Any], *arguments: Any) -> None:
-    call(*arguments)
-
-
 class Run:
     """One run of a secondary with pairs "p" and "q", at ``now_s`` of both clocks; a crash is the next run."""
 
     def __init__(self, catalogue: Catalogue, now_s: float = 0.0) -> None:
         self.now_s = now_s
-        self.kept = KeptContacts(catalogue, _at_once)
+        self.events: list[str] = []
+        self.thread_may_go = asyncio.Event()
+        self.thread_may_go.set()
+        self.kept = KeptContacts(catalogue, self.run_blocking, lambda event, _facts: self.events.append(event))
         self.contacts = {name: Contact(1, lambda: round(self.now_s * SECOND), lambda: self.now_s, 1.0) for name in "pq"}
         for contact in self.contacts.values():
             contact.on_limit = lambda: self.kept.keep_limits(self.contacts, self.now_s)
         self.kept.restore(self.contacts)
+
+    async def run_blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A thread that comes to its work as late as the test wants."""
+        await self.thread_may_go.wait()
+        return function(*arguments)
 
     def heard(self, name: str, limit_time: int = 0, *, seq: int = 7, behind_s: int = 0) -> None:
         wall_ns = round(self.now_s * SECOND)
@@ -36,7 +40,7 @@ class Run:
 
     async def keep(self) -> None:
         self.kept.keep(self.contacts, self.now_s)
-        await self.kept.finish()
+        await self.kept.settle()
 
 
 async def test_crash_right_after_a_limit_was_heard_does_not_lift_it() -> None:
@@ -62,23 +66,32 @@ def test_limit_that_stands_again_outlives_a_crash_and_its_end_before() -> None:
     assert again.contacts["p"].limit_time == 69
 
 
-async def test_limit_is_kept_although_an_older_write_of_the_contacts_ends_later() -> None:
+async def test_thread_that_comes_late_does_not_lift_a_limit_that_was_kept_meanwhile() -> None:
     catalogue = Catalogue(":memory:")
     run = Run(catalogue)
-    held = asyncio.Event()
-
-    async def late(call: Callable[..., Any], *arguments: Any) -> None:
-        await held.wait()
-        call(*arguments)
-
-    run.kept = KeptContacts(catalogue, late)
-    run.heard("p")
+    run.heard("q", 0)
+    run.thread_may_go.clear()
     run.kept.keep(run.contacts, run.now_s)
     await asyncio.sleep(0)
     run.heard("p", 69)
-    held.set()
-    await run.kept.finish()
+    run.thread_may_go.set()
+    await run.kept.settle()
     assert Run(catalogue).contacts["p"].limit_time == 69
+
+
+async def test_contacts_that_cannot_be_kept_are_reported_and_tried_again() -> None:
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue)
+    run.heard("q", 0)
+    catalogue._database.execute("PRAGMA query_only = 1")
+    run.kept.keep(run.contacts, run.now_s)
+    await run.kept.settle()
+    assert run.events == ["contacts-keep-failed"]
+    catalogue._database.execute("PRAGMA query_only = 0")
+    run.now_s += 5
+    run.kept.keep(run.contacts, run.now_s)
+    await run.kept.settle()
+    assert Run(catalogue).contacts["q"].beat is not None
 
 
 async def test_idle_pairs_lose_no_more_than_the_interval_of_what_was_heard() -> None:
