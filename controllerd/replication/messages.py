@@ -233,7 +233,7 @@ class Ack:
         """Return the whole frame."""
         flags = FrameFlag.TICK_WANTED if self.tick_wanted else 0
         payload = _ACK.pack(self.received, self.durable, self.applied, self.applied_time, self.credit)
-        return encode_frame(FrameType.ACK, payload + self.held[:MAX_TEXT].encode(), flags=flags)
+        return encode_frame(FrameType.ACK, payload + self.held[:MAX_TEXT].encode(errors="replace"), flags=flags)
 
 
 @dataclass(frozen=True, slots=True)

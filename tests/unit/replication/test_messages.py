@@ -120,3 +120,14 @@ def test_heartbeat_is_read_back_as_sent(
 ) -> None:
     beat = Heartbeat(last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time, remark)
     assert decode_heartbeat_untrusted(memoryview(beat.encode()[HEADER_SIZE:])) == beat
+
+
+@given(st.text(max_size=MAX_TEXT))
+def test_ack_says_what_holds_the_line(held: str) -> None:
+    frame = Ack(3, 2, 1, 0, 9, held=held).encode()
+    assert decode_ack_untrusted(memoryview(frame[HEADER_SIZE:]), 0).held == held
+
+
+def test_ack_whose_remark_is_long_or_cannot_be_shown_is_sent_all_the_same() -> None:
+    frame = Ack(3, 2, 1, 0, 9, held="\ud800" + "x" * 4000).encode()
+    assert decode_ack_untrusted(memoryview(frame[HEADER_SIZE:]), 0).held == "?" + "x" * (MAX_TEXT - 1)
