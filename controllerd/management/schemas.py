@@ -327,8 +327,8 @@ class PairStatus(Answer):
     durable: Position = Field(Position(), description="There for good.")
     applied: Position = Field(Position(), description="Visible at the secondary.")
     lag_s: float | None = Field(None, description="How old the secondary's image is; None: not known.")
-    lag_bytes: int | None = Field(None, description="Bytes of records that are not applied.")
-    missing_writes: int | None = Field(None, description="Records the secondary does not have.")
+    lag_bytes: int | None = Field(None, description="Bytes of data that are not applied; None: not known.")
+    missing_writes: int | None = Field(None, description="Writes the secondary does not have; None: not known.")
     missing_bytes: int | None = None
     pending_writes: int | None = Field(None, description="Records that arrived and are not applied.")
     cut_time: int | None = Field(None, description="Secondary: everything older than this is visible.")
@@ -339,7 +339,9 @@ class PairStatus(Answer):
     diverged_writes: int | None = Field(
         None, description="After a takeover: writes of the old primary that the new one does not have."
     )
-    diverged_bytes: int | None = None
+    diverged_bytes: int | None = Field(
+        None, description="Their bytes; None: not known, and `diverged_writes` is the most it can be."
+    )
     holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
     holder_since: int | None = Field(None, description="Wall-clock ns since when it holds it.")
     holder_why: str | None = None
@@ -373,7 +375,7 @@ class TakeoverGroup(Answer):
     state: str
     cut_seq: int = Field(description="Last record that is in the image.")
     cut_time: int
-    primary_seq: int | None = Field(None, description="Newest record the primary told of.")
+    primary_seq: int | None = Field(None, description="Newest record the primary is known to have.")
     primary_time: int | None = None
     primary_age_s: float | None = Field(None, description="How long ago it told.")
     unknown_since: int = Field(
@@ -381,7 +383,9 @@ class TakeoverGroup(Answer):
     )
     unknown_s: float = Field(description="How long that is.")
     unheard_why: str = Field("", description="Why that is so; empty while the primary is heard.")
-    missing_writes: int | None = Field(None, description="Records of the primary that never arrived; None: not known.")
+    missing_writes: int | None = Field(
+        None, description="Writes that the primary told of and that never arrived; None: not known."
+    )
     missing_bytes: int | None = None
     unusable_writes: int = Field(0, description="Records that arrived behind the cut.")
     unusable_bytes: int = 0

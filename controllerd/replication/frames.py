@@ -90,6 +90,8 @@ class FrameFlag(enum.IntFlag):
 
     TICK_WANTED = 1
     """ACK: records of other groups wait for a later write time of this group (spec §4.3)."""
+    LAST_WORD = 2
+    """HEARTBEAT: the pair is suspended; it says how far the primary was, and nothing of its present (I14)."""
 
 
 class FrameError(ValueError):

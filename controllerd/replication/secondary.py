@@ -271,6 +271,29 @@ class SecondaryPair:
         """What may be said of an image that is current up to ``time`` in this side's order."""
         return min(time, self.limit_time) if self.limit_time else time
 
+    @property
+    def missing_unknown(self) -> bool:
+        """Whether the primary may have any amount that is not here: the pair was suspended without a word of it."""
+        return (
+            not self.active
+            and self.contact.missing_records(self.intake.next_seq - 1) == 0
+            and (not self.contact.last_word_heard and self.record.state is not PairState.SSWS)
+        )
+
+    def missing(self) -> tuple[int | None, int | None]:
+        """(writes, bytes) that the primary told of and this side has not; None: not known."""
+        return (None, None) if self.missing_unknown else self.contact.missing(self.intake.tally())
+
+    def newest(self) -> tuple[int | None, int | None]:
+        """(number, write time) of the newest record the primary is known to have; what arrived here proves it, too."""
+        told = self.contact.newest
+        if told is None:
+            return None, None
+        if self.record.state is PairState.SSWS:
+            return told.last_seq, told.last_time
+        arrived = self.known_time(self.group.last_time)
+        return max(told.last_seq, self.intake.next_seq - 1), max(told.last_time, arrived)
+
     def why_unheard(self) -> str:
         """Why nothing new of the hosts' writes can be known here, for people; "" if it can."""
         record, beat = self.record, self.contact.beat
@@ -319,12 +342,13 @@ class SecondaryPair:
         """The old primary takes no more writes; ``fenced``: what it has behind the cut, None: it has no pair."""
         record = self.record
         record.fence = None
-        diverged = record.note_divergence(fenced.writes, fenced.bytes) if fenced is not None else ""
+        size = fenced.bytes if fenced is not None and fenced.counted else None
+        diverged = record.note_divergence(fenced.writes, size) if fenced is not None else ""
         self._context.save(record)
         facts: dict[str, object] = {"pair": record.spec.identity, "peer": record.peer}
         self._context.report("primary-fenced", facts)
         if fenced is not None and diverged:
-            facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": fenced.bytes, "reason": diverged}
+            facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": size, "reason": diverged}
             self._context.report("pair-diverged", facts)
 
     async def _send_fence(self, order: Fence) -> Frame:

@@ -35,7 +35,9 @@ class PairStatus:
         written: the primary's newest record; transferred: sent; arrived: journaled at the
             secondary; durable: there for good; applied: visible there.
         lag_s: how old the secondary's image is; 0.0 when it is like the primary's.
-        lag_bytes: bytes of records that are not applied.
+        lag_bytes: bytes of data that are not applied.
+        missing_writes, missing_bytes: what hosts wrote and the secondary has not received; ticks
+            are no writes.
         unknown_since: secondary: since when nothing is known of what the hosts wrote;
             ``unheard_why``: why that is so, "" while the primary is heard.
         diverged_writes, diverged_bytes: after a takeover, what the old primary has behind the
@@ -82,6 +84,9 @@ class PairStatus:
 def primary_status(pair: PrimaryPair) -> PairStatus:
     """Status of a pair whose primary is here."""
     record, group, sender, ack = pair.record, pair.group, pair.sender, pair.sender.ack
+    # The secondary had everything up to the beginning of the pair.
+    received, applied = max(ack.received, record.start_seq), max(ack.applied, record.start_seq)
+    at = sender.tally_at(received)
     now_s = asyncio.get_running_loop().time()
     lag_s = sender.lag.lag_seconds(now_s)
     cut = pair.active and not sender.connected
@@ -107,9 +112,9 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         durable=Position(ack.durable, sender.time_at(ack.durable)),
         applied=Position(ack.applied, ack.applied_time or None),
         lag_s=None if math.isinf(lag_s) else lag_s,
-        lag_bytes=max(0, group.bytes_written - sender.bytes_at(ack.applied)),
-        missing_writes=max(0, group.last_seq - ack.received),
-        missing_bytes=max(0, group.bytes_written - sender.bytes_at(ack.received)),
+        lag_bytes=sender.bytes_behind(applied),
+        missing_writes=None if at is None else group.writes_total - at.writes,
+        missing_bytes=sender.bytes_behind(received),
         pending_writes=max(0, ack.received - ack.applied),
         cut_time=None,
         unknown_since=None,
@@ -125,11 +130,10 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
 def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) -> PairStatus:
     """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
-    beat = pair.contact.beat
     now_s = asyncio.get_running_loop().time()
     lag_s = pair.contact.lag.lag_seconds(now_s)
-    missing = receiver.missing()
     taken_over = record.state is PairState.SSWS
+    missing_writes, missing_bytes = (None, None) if taken_over else pair.missing()
     unheard = {name: other.why_unheard() for name, other in by_group.items()}
     held = None if taken_over else find_holder(pair.domain, by_group, unheard)
     return PairStatus(
@@ -148,15 +152,15 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         last_contact=receiver.last_contact,
         link_reason="" if receiver.connected or taken_over else receiver.reason,
         blocked=pair.stall is not None,
-        written=Position(beat.last_seq, beat.last_time) if beat is not None else Position(),
+        written=Position(*pair.newest()),
         transferred=Position(intake.next_seq - 1),
-        arrived=Position(intake.next_seq - 1, group.last_time),
+        arrived=Position(intake.next_seq - 1, pair.known_time(group.last_time)),
         durable=Position(intake.durable_seq),
         applied=Position(intake.applied_seq, pair.known_time(group.applied_time)),
         lag_s=None if math.isinf(lag_s) or taken_over else lag_s,
-        lag_bytes=None if missing is None or missing[1] is None or taken_over else missing[1] + group.pending.bytes,
-        missing_writes=None if missing is None else missing[0],
-        missing_bytes=None if missing is None else missing[1],
+        lag_bytes=None if missing_bytes is None else missing_bytes + group.pending.bytes,
+        missing_writes=missing_writes,
+        missing_bytes=missing_bytes,
         pending_writes=len(group.pending),
         cut_time=None if taken_over else pair.known_time(pair.domain.cut_time),
         unknown_since=None if taken_over else pair.contact.unknown_since,

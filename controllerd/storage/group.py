@@ -121,6 +121,9 @@ class Group:
         """(sequence, time, origin) up to which the disks have everything, not yet synced."""
         self.layer_bytes = 0
         self.bytes_written = facts.bytes_written
+        self.records_written = 0
+        """Records journaled since the start, and those among them that are no writes."""
+        self.ticks_written = 0
         self.accepting = True
         self.held: str | None = None
         self.on_commit: list[Callable[[], None]] = []
@@ -215,6 +218,16 @@ class Group:
     def applied_time(self) -> int:
         """Write time of ``applied_seq``."""
         return self.applied.time
+
+    @property
+    def writes_total(self) -> int:
+        """Writes journaled here, of hosts or received, counted from an arbitrary base; ticks are none."""
+        return self.records_written - self.ticks_written
+
+    @property
+    def data_total(self) -> int:
+        """Bytes of data of those writes, counted from an arbitrary base."""
+        return self.bytes_written - HEADER_SIZE * self.records_written
 
     @property
     def recovered(self) -> bool:
@@ -331,6 +344,7 @@ class Group:
         """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
         if self._iov_size + HEADER_SIZE > self.journal.room:
             raise self._no_room(HEADER_SIZE)
+        self.ticks_written += 1
         return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time))
 
     def stage_upstream(
@@ -355,6 +369,7 @@ class Group:
         iov, add, arrived = self._iov, self._received.append, arrivals.append
         room, size = self.journal.room, self._iov_size
         sequence, last_time, last_origin = self._next, self.last_time, self.last_origin
+        ticks = 0
         try:
             for (origin, carried, kind, key, offset, length, _, data), (flags, data_crc) in zip(
                 entries, seals, strict=True
@@ -365,7 +380,11 @@ class Group:
                 volume = check_received(self, kind, key, offset, length)
                 if volume is not None:
                     reserve(volume, kind, offset, length)
-                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)
+                if kind == _TICK:
+                    time = pass_on_tick(carried, now)
+                    ticks += 1
+                else:
+                    time = pass_on(carried, now)
                 if time > last_time:
                     last_time = time
                 sequence += 1
@@ -379,6 +398,7 @@ class Group:
                 size, last_origin = after, origin
         finally:
             self._iov_size, self._next, self.last_time, self.last_origin = size, sequence, last_time, last_origin
+            self.ticks_written += ticks
 
     def _stage_record(self, kind: Kind, volume: Volume | None, offset: int, length: int, time: int) -> int:
         """Stage a record without data."""
@@ -427,6 +447,7 @@ class Group:
             raise
         self.last_seq = self._next
         self.bytes_written += size
+        self.records_written += self._next + 1 - first
         if self.role is Role.PRIMARY:
             cached = size
             for volume, _, offset, length, data in staged:
@@ -590,6 +611,7 @@ class Group:
         """
         expected = self.last_seq
         latest = self.last_time
+        ticks = 0
         for sequence, time, kind, key, offset, length, _, _ in entries:
             expected += 1
             if sequence != expected or time < latest:
@@ -600,6 +622,8 @@ class Group:
             volume = check_received(self, kind, key, offset, length)
             if volume is not None:
                 reserve(volume, kind, offset, length)
+            else:
+                ticks += 1
         view = memoryview(raw)
         if len(view) + HEADER_SIZE > self.journal.room and not self.journal.prepare(len(view) + HEADER_SIZE):
             self.on_pressure()
@@ -613,6 +637,8 @@ class Group:
         except JournalFailed as error:
             self.acks.fail(error)
             raise
+        self.records_written += expected - self.last_seq
+        self.ticks_written += ticks
         self.last_seq = self._next = expected
         self.last_time = latest
         self.bytes_written += len(view)

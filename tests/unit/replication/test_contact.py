@@ -21,7 +21,7 @@ class Run:
         self.kept.restore(self.contacts)
 
     def heard(self, name: str, limit_time: int) -> None:
-        self.contacts[name].heartbeat(Heartbeat(7, 70, SECOND, 0, limit_time=limit_time), self.now_s)
+        self.contacts[name].heartbeat(Heartbeat(7, 70, SECOND, 1, 0, 0, limit_time=limit_time), self.now_s)
 
 
 def test_crash_right_after_a_limit_was_heard_does_not_lift_it() -> None:

@@ -18,7 +18,13 @@ def _pull(epoch: int, next_seq: int, durable_seq: int) -> Pull:
 async def test_position_of_a_new_session_confirms_nothing_that_is_not_durable() -> None:
     """A stable mirror journals before it confirms: a reconnect must not confirm it first (seed 1000046, I4)."""
     group = SimpleNamespace(
-        last_seq=9, last_time=9, on_commit=[], set_retention=lambda *_: None, read_journal=lambda *_: None
+        last_seq=9,
+        last_time=9,
+        writes_total=9,
+        data_total=9,
+        on_commit=[],
+        set_retention=lambda *_: None,
+        read_journal=lambda *_: None,
     )
     nothing: Any = SimpleNamespace(session_changed=lambda: None)
     sender = Sender("p", cast(Any, group), nothing, lambda: 0, 1.0, Source)
