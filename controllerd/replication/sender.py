@@ -335,7 +335,8 @@ class Sender:
 
     def note(self) -> None:
         """Remember what the group has now; the tally of what the secondary shows is never forgotten."""
-        self._tallies.note(self.tally(), self.group.last_time, self.ack.applied)
+        if self.group.recovered:  # else its last number is not known
+            self._tallies.note(self.tally(), self.group.last_time, self.ack.applied)
 
     def tally_at(self, sequence: int) -> Tally | None:
         """The group's tally just behind record ``sequence``; None: not known in this run."""

@@ -88,7 +88,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
     received, applied = max(ack.received, record.start_seq), max(ack.applied, record.start_seq)
     at = sender.tally_at(received)
     now_s = asyncio.get_running_loop().time()
-    lag_s = sender.lag.lag_seconds(now_s)
+    lag_s = sender.lag.lag_seconds(now_s, missing=group.last_seq > ack.applied)
     cut = pair.active and not sender.connected
     return PairStatus(
         pair_id=record.spec.identity,
@@ -131,7 +131,8 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
     """Status of a pair whose secondary is here; ``by_group``: the pairs of the apply domain."""
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
     now_s = asyncio.get_running_loop().time()
-    lag_s = pair.contact.lag.lag_seconds(now_s)
+    lacking = intake.applied_seq < intake.received_seq or pair.contact.missing_records(intake.next_seq - 1) > 0
+    lag_s = pair.contact.lag.lag_seconds(now_s, missing=lacking)
     taken_over = record.state is PairState.SSWS
     missing_writes, missing_bytes = (None, None) if taken_over else pair.missing()
     unheard = {name: other.why_unheard() for name, other in by_group.items()}

@@ -24,6 +24,12 @@ def test_write_times_are_times_or_plain_numbers(monkeypatch: pytest.MonkeyPatch)
     assert output.wall_time((1 << 64) - 1) != ""
 
 
+def test_point_of_an_image_is_said_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    assert output.point(1) == "write number 1 (a counter, not a time)"
+    assert output.point(NOW).startswith("write time 2027-")
+
+
 def test_facts_and_sizes() -> None:
     assert [output.yes_no(value) for value in (None, True, False)] == ["-", "yes", "no"]
     assert [output.size(value) for value in (None, 4096)] == ["-", "4 KiB"]

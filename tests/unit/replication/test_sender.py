@@ -21,6 +21,7 @@ async def test_position_of_a_new_session_confirms_nothing_that_is_not_durable() 
         last_seq=9,
         last_time=9,
         writes_total=9,
+        recovered=True,
         data_total=9,
         on_commit=[],
         set_retention=lambda *_: None,
