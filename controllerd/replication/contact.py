@@ -117,11 +117,6 @@ class Contact:
         """The newest the primary told of where it is; None: nothing yet."""
         return self._last_word or self.beat
 
-    @property
-    def last_word_heard(self) -> bool:
-        """Whether the primary said where it was when it suspended the pair."""
-        return self._last_word is not None
-
     def missing_records(self, arrived_seq: int) -> int:
         """Records, ticks too, behind ``arrived_seq`` that the primary told of."""
         return 0 if self.newest is None else max(0, self.newest.last_seq - arrived_seq)

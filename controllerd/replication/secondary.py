@@ -278,12 +278,9 @@ class SecondaryPair:
 
     @property
     def missing_unknown(self) -> bool:
-        """Whether the primary may have any amount that is not here: the pair was suspended without a word of it."""
-        return (
-            not self.active
-            and self.contact.missing_records(self.intake.next_seq - 1) == 0
-            and (not self.contact.last_word_heard and self.record.state is not PairState.SSWS)
-        )
+        """Whether the primary may have any amount that is not here: the pair is suspended, and it told of nothing."""
+        suspended = not self.active and self.record.state is not PairState.SSWS
+        return suspended and self.contact.missing_records(self.intake.next_seq - 1) == 0
 
     def missing(self) -> tuple[int | None, int | None]:
         """(writes, bytes) that the primary told of and this side has not; None: not known."""

@@ -261,3 +261,20 @@ async def test_own_journal_proves_more_than_the_kept_heartbeat(two: Two) -> None
     assert found.primary_time is not None
     assert found.primary_seq >= found.cut_seq
     assert found.primary_time >= found.cut_time
+
+
+async def test_primary_that_went_on_alone_is_asked_again(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = two.a, two.b
+    monkeypatch.setattr(secondary, "ASK_S", 0.3)
+    await a.write("v", 0, b"one")
+    await caught_up(a, b, "g")
+    await a.pairs.suspend(IDENTITY)
+    await until(lambda: two.at(b).state == PairState.PSUS)
+    assert (two.foreseen.missing_writes, b.pairs.preview().rpo_known_s) == (None, None)
+    for index in range(7):
+        await a.write("v", index, b"alone")
+    await until(lambda: two.foreseen.missing_writes == 7)
+    assert two.foreseen.missing_bytes == 7 * BLOCK
+    two.cut()
+    await asyncio.sleep(0.5)
+    assert two.foreseen.missing_writes == 7, "what it told before still holds"
