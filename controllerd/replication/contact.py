@@ -168,6 +168,14 @@ class Contact:
         return None if self.beat is None else self.heard_age_s
 
     @property
+    def told_s(self) -> float:
+        """Seconds of the primary's wall time between what is shown for sure and `newest`; infinite: not known."""
+        shown_ns = self.lag.consistent_wall_ns
+        if self._last_word is None or shown_ns is None:
+            return self.lag.told_s
+        return max(0.0, (self._last_word.wall_ns - shown_ns) / _NS)
+
+    @property
     def heard_at(self) -> int:
         """Wall ns of the last heartbeat."""
         return self._clock() - round(self.heard_age_s * _NS)

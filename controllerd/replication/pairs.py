@@ -640,6 +640,7 @@ class PairManager:
         if beat:
             for secondary in list(self.secondaries.values()):
                 secondary.receiver.heartbeat(now_s)
+                secondary.ask_again(now_s)
             if self.secondaries:
                 self._kept_contacts.keep(self._contacts, now_s)
 

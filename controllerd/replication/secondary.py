@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Final
 
 from controllerd.model.apply_plan import Mode, Pending
 from controllerd.model.errors import RemoteCopyError
@@ -28,6 +29,8 @@ from controllerd.replication.receiver import PullFacts, Receiver
 from controllerd.replication.sender import Source
 from controllerd.storage.group import Group
 
+ASK_S: Final = 5.0
+"""How often the primary of a suspended pair is asked how far it went on alone."""
 _FAILURES = {RefuseCode.DIVERGED, RefuseCode.TRIMMED, RefuseCode.WRONG_GENERATION, RefuseCode.WRONG_PEER}
 
 
@@ -44,6 +47,7 @@ class SecondaryPair:
         """In a cascade: whether the next site needs a tick of this group, which has to come from upstream."""
         self._context = context
         self._told = False
+        self._asked_s = 0.0
         self._connected = False
         self._fencing: asyncio.Task[None] | None = None
         settings = context.settings
@@ -285,6 +289,13 @@ class SecondaryPair:
     def missing(self) -> tuple[int | None, int | None]:
         """(writes, bytes) that the primary told of and this side has not; None: not known."""
         return (None, None) if self.missing_unknown else self.contact.missing(self.intake.tally())
+
+    def ask_again(self, now_s: float) -> None:
+        """Ask the primary of a suspended pair how far it is, if it is time: hosts may write there all the time."""
+        if not self.active and self._told and not self.record.peer_deleted and now_s - self._asked_s >= ASK_S:
+            self._asked_s = now_s
+            self._told = False
+            self.receiver.poke()
 
     def newest(self) -> tuple[int | None, int | None]:
         """(number, write time) of the newest record the primary is known to have; what arrived here proves it, too."""

@@ -234,7 +234,7 @@ class Takeover:
         lacking = [group for group in groups if group.missing_writes != 0 or group.unusable_writes]
         found_s = (max(known) - min(group.cut_time for group in lacking)) / 1e9
         if found_s < LEAST_S or any(pair.record.time_source == "host" for pair in self._pairs):
-            found_s = max(found_s, *(self._by_group[group.group].contact.lag.told_s for group in lacking))
+            found_s = max(found_s, *(self._by_group[group.group].contact.told_s for group in lacking))
         return max(LEAST_S, found_s) if math.isfinite(found_s) else None
 
     def _warnings(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controllerd.model.pair_state import PairState
+from controllerd.replication import secondary
 from controllerd.replication.settings import Endpoint, PeerSettings
 from controllerd.replication.status import PairStatus
 from controllerd.replication.takeover import TakeoverGroup
