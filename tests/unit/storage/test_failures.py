@@ -383,3 +383,23 @@ def test_full_pool_is_reported_and_gives_back_what_was_trimmed() -> None:
 
     live(machine, scenario)
     machine.destroy()
+
+
+def test_trim_in_a_full_pool_makes_room_without_being_asked_for_it() -> None:
+    machine = make_machine()
+    machine.settings = replace(machine.settings, checkpoint_interval_s=3600.0)
+
+    async def scenario(system: StorageSystem) -> None:
+        system.create_volume("large", 8 * SIZE, pool="p", group="g0")
+        volume = system.volume("large")
+        for offset in range(0, 2 * SIZE, 65536):
+            put(system, "large", offset, b"a" * 4096)
+        assert volume.pool.free == 0
+        volume.group.stage_zeroes(volume, 0, SIZE, trim=True)
+        volume.group.commit()
+        await asyncio.sleep(0.5)
+        assert volume.pool.free == SIZE // 65536
+        put(system, "large", 4 * SIZE, b"b" * 4096)
+
+    live(machine, scenario)
+    machine.destroy()
