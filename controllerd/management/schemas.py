@@ -340,6 +340,7 @@ class PairStatus(Answer):
         None, description="After a takeover: writes of the old primary that the new one does not have."
     )
     diverged_bytes: int | None = None
+    corrupt_frames: int = Field(0, description="How often damaged data came from the peer, since the start.")
     holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
     holder_since: int | None = Field(None, description="Wall-clock ns since when it holds it.")
     holder_why: str | None = None

@@ -184,6 +184,9 @@ class SecondaryPair:
         facts: dict[str, object] = {"pair": self.record.spec.identity, "peer": self.record.peer}
         self._context.report("pair-not-connected", {**facts, "reason": reason})
 
+    def damaged(self, what: str) -> None:
+        self._context.report_damage(self.record, what)
+
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":
             self.record.peer_deleted = True
