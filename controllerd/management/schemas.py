@@ -320,7 +320,7 @@ class PairStatus(Answer):
     connected_since: int | None = None
     last_contact: int | None = Field(None, description="Wall-clock ns when the peer was last heard.")
     link_reason: str | None = Field(None, description="Why there is no connection.")
-    blocked: bool = Field(False, description="Primary: hosts' writes wait; secondary: what arrives finds no room.")
+    blocked: bool = Field(False, description="Primary: writes fail with EIO, opening for writing is refused; secondary: no room for what arrives.")
     written: Position = Field(Position(), description="The primary's newest record.")
     transferred: Position = Field(Position(), description="Sent by the primary.")
     arrived: Position = Field(Position(), description="In the secondary's journal, without gaps.")
