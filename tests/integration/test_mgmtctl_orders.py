@@ -147,6 +147,21 @@ def test_pair_is_created_on_both_sides_and_twice_is_once(run: Run, sites: Served
     assert sites.controllers["A"].pairs.known == sites.controllers["B"].pairs.known == {}
 
 
+def test_pair_that_is_there_is_not_made_again_in_another_way(run: Run, sites: Served) -> None:
+    primary(run)
+    assert pair(run)[0] == 0
+    good(run, "disk", "create", "B:d2", "--size", "32MiB")
+    good(run, "pool", "create", "B:q", "--disk", "d2")
+    code, out, err = run("pair", "create", "A:g1", "B:g1", "--create-secondary", "--pool", "q")
+    assert (code, out) == (ExitCode.CONFLICT, "")
+    assert "volume B:v1 is there already, in pool p" in err
+    good(run, "pair", "suspend", "A:g1")
+    code, out, err = pair(run)
+    assert (code, out) == (ExitCode.CONFLICT, "")
+    assert "A: the pair of group g1 is there already and is PSUS" in err
+    assert len(sites.controllers["B"].pairs.known) == 1
+
+
 def test_pair_create_undoes_what_it_made_when_the_primary_refuses(run: Run, sites: Served) -> None:
     primary(run)
     sites.controllers["A"].pairs.fail = Conflict("volume v1 holds data", volume="v1")
@@ -278,9 +293,12 @@ def test_pair_whose_sides_do_not_find_each_other_is_not_called_good(
         controller.pairs.connected = False
     primary(run)
     code, out, err = pair(run)
-    assert (code, "created" in out) == (0, True)
-    assert "nothing is mirrored, not connected yet: B says: A at 127.0.0.1:2: Connection refused" in err
-    assert "not connected yet: A says: B at" in err
+    assert (code, "created" in out) == (ExitCode.UNREACHABLE, True)
+    assert "nothing is mirrored: not connected yet; B says: A at 127.0.0.1:2: Connection refused" in err
+    assert "; A says: B at" in err
+    code, out, err = pair(run, "--json")
+    assert (code, json.loads(out)["primary"]["connected"]) == (ExitCode.UNREACHABLE, False)
+    assert json.loads(err)["code"] == "unreachable"
     assert "PAIR, cut" in good(run, "status")
 
 
