@@ -120,6 +120,12 @@ class PoolCreate(Request):
     region_size: Size | None = Field(None, description="Power of two from 4 KiB to 16 MiB.")
 
 
+class PoolGrow(Request):
+    """A disk that is in no pool."""
+
+    disk: Name
+
+
 class PoolAnswer(Answer):
     name: str
     disks: list[str]
@@ -320,7 +326,10 @@ class PairStatus(Answer):
     connected_since: int | None = None
     last_contact: int | None = Field(None, description="Wall-clock ns when the peer was last heard.")
     link_reason: str | None = Field(None, description="Why there is no connection.")
-    blocked: bool = Field(False, description="Primary: writes fail with EIO, opening for writing is refused; secondary: no room for what arrives.")
+    blocked: bool = Field(
+        False,
+        description="Primary: writes fail (EIO), none may open for writing; secondary: no room for what arrives.",
+    )
     written: Position = Field(Position(), description="The primary's newest record.")
     transferred: Position = Field(Position(), description="Sent by the primary.")
     arrived: Position = Field(Position(), description="In the secondary's journal, without gaps.")

@@ -235,7 +235,7 @@ class SecondaryPair:
 
     def stalled(self, error: RemoteCopyError | None) -> None:
         if error is not None and self.stall is None:
-            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "error": str(error)})
+            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "reason": str(error)})
         self.stall = None if error is None else str(error)
 
     # ---- states ---------------------------------------------------------------------------

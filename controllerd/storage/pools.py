@@ -64,13 +64,22 @@ class Pool:
         Raises:
             BadOrder: the disk is smaller than one region.
         """
-        count = disk.size >> self.shift
-        if count == 0:
-            raise BadOrder(f"disk {disk.name} ({disk.size} bytes) is smaller than one region of {self.region_size}")
+        count = self.regions_of(disk)
         self._starts.append(len(self._used))
         self.disks.append(disk)
         self._used.extend(bytes(count))
         self.free += count
+
+    def regions_of(self, disk: Disk) -> int:
+        """How many regions of the pool a disk has room for.
+
+        Raises:
+            BadOrder: not for one.
+        """
+        count = disk.size >> self.shift
+        if count == 0:
+            raise BadOrder(f"disk {disk.name} ({disk.size} bytes) is smaller than one region of {self.region_size}")
+        return count
 
     @property
     def regions(self) -> int:

@@ -82,6 +82,11 @@ def pair(run: Run, *more: str) -> tuple[int, str, str]:
 def test_disk_pool_group_volume(run: Run) -> None:
     assert good(run, "disk", "create", "A:d1", "--size", "32MiB").startswith("disk d1 created: 32 MiB at ")
     assert good(run, "pool", "create", "A:p", "--disk", "d1") == "pool p created: 32 MiB on d1\n"
+    good(run, "disk", "create", "A:d2", "--size", "16MiB")
+    assert good(run, "pool", "add-disk", "A:p", "--disk", "d2") == "pool p has 48 MiB on d1, d2\n"
+    assert run("pool", "add-disk", "A:p", "--disk", "d2")[0] == ExitCode.CONFLICT
+    assert run("pool", "add-disk", "A:other", "--disk", "d2")[0] == ExitCode.NOT_FOUND
+    assert run("pool", "add-disk", "A:p", "--disk", "d3")[0] == ExitCode.NOT_FOUND
     assert "group g1 created: durability cache" in good(run, "group", "create", "A:g1")
     words = ("volume", "create", "v1", "--size", "8MiB", "--pool", "p", "--group", "g1", "--description", "[b]data[/b]")
     assert good(run, *words) == "volume v1 created: 8 MiB in group g1\n"

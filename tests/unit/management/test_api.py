@@ -366,7 +366,7 @@ async def test_failing_checkpoint_is_a_fault_until_one_works(
         broken.setattr(controller.storage.catalogue, "checkpoint", full)
         checkpointer.request()
         async with asyncio.timeout(10):
-            while not checkpointer.fault:
+            while not checkpointer.fault:  # noqa: ASYNC110  # a background task finds it
                 await asyncio.sleep(0.01)
         for path in ("/v1/system", "/v1/status"):
             (fault,) = (await api.get(path)).json()["faults"]
