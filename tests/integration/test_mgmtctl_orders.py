@@ -7,6 +7,8 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,22 @@ def test_silent_port_is_a_time_out(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         code, _, err = run("--timeout", "0.2", "system", "show")
     assert code == ExitCode.TIMED_OUT
     assert "may still be under way" in err
+
+
+def test_controller_that_is_about_to_start_is_waited_for(
+    run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))  # refuses as long as it does not listen
+        monkeypatch.setenv("MGMTCTL_URL", f"http://127.0.0.1:{late.getsockname()[1]}")
+        started = time.monotonic()
+        assert run("--wait", "0.3", "system", "show")[0] == ExitCode.UNREACHABLE
+        assert time.monotonic() - started >= 0.3
+        starting = threading.Timer(0.3, late.listen)
+        starting.start()
+        code, _, err = run("--wait", "30", "--timeout", "0.5", "system", "show")
+        starting.join()
+    assert (code, "did not answer within 0.5 s" in err) == (ExitCode.TIMED_OUT, True), "it was reached, and sent once"
 
 
 def test_pair_whose_sides_do_not_find_each_other_is_not_called_good(
