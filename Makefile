@@ -40,7 +40,7 @@ fuzz: ## Fuzz what comes from outside, a minute for each target (ARGS="--seconds
 	@deploy/setup test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; an hour or more
+faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; takes hours
 	@deploy/setup test
 	@REMOTECOPY_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
 

@@ -20,7 +20,7 @@ _EPILOG = """Example: controllerd --config /etc/remotecopy/a.toml
 Exit codes:
     0  stopped in order, or nothing wrong was found
     1  failed at the start or while running; the log says why
-    2  wrong usage or configuration
+    2  wrong usage or configuration, or --check-config found that a start would fail
 """
 
 
@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the controller's configuration (TOML)")
     parser.add_argument(
-        "--check-config", action="store_true", help="say what is wrong with the configuration, and stop"
+        "--check-config",
+        action="store_true",
+        help="say what is wrong with the configuration, its files, directory and addresses, and stop; changes nothing",
     )
     parser.add_argument("--config-reference", action="store_true", help="print all configuration keys as markdown")
     parser.add_argument("--version", action="version", version=f"controllerd {VERSION}")
@@ -58,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for warning in warnings(config, str(options.config)):
         print(f"warning: {warning}", file=sys.stderr)
     if options.check_config:
+        from controllerd.config.trial import attempt  # a start finds this out by itself
+
+        problems, notes = attempt(config, str(options.config))
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        if problems:
+            print(ConfigError(problems), file=sys.stderr)
+            return 2
         print(f"{options.config}: good ({_summary(config)})")
         return 0
     return _run(config)

@@ -168,7 +168,7 @@ def storage_settings(config: Config) -> StorageSettings:
     storage, defaults = config.storage, config.defaults
     return StorageSettings(
         data_directory=str(config.controller.data_directory),
-        owner=f"{config.controller.name} (serial {config.controller.serial})",
+        owner=config.controller.owner,
         boot=_boot(),
         time_source=config.controller.time_source,
         host_time_ahead_s=config.controller.host_time_ahead_s,

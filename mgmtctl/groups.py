@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from controllerd.management.schemas import Done, GroupAnswer, GroupCreate
+from controllerd.management.schemas import Done, GroupAnswer, GroupCreate, GroupForgotten, PairAnswer
 from mgmtctl import output
 from mgmtctl.options import ControllerOption, JsonOption, OptionalSizeOption, Target, YesOption, session_of
 from mgmtctl.requests import build
@@ -117,3 +117,61 @@ def delete(
     with session_of(context).client(owner) as client:
         answer = client.delete(f"/v1/groups/{group}", Done)
     output.print_done(answer, answer.message, as_json=as_json)
+
+
+@app.command("recover", epilog="Example: mgmtctl group recover A:g1")
+def recover(
+    context: typer.Context, name: Target, controller: ControllerOption = None, as_json: JsonOption = False
+) -> None:
+    """Try the recovery of a held group again, once its disk or journal is back; no restart is needed.
+
+    A group whose disk failed while it was in use needs a restart of the controller, and the order says so.
+    """
+    owner, group = split_target(name, controller)
+    with session_of(context).client(owner, long=True) as client:
+        answer = client.post(f"/v1/groups/{group}/recover", None, GroupAnswer)
+    warnings = [] if answer.fault is None else [answer.fault]
+    text = f"group {answer.name} recovered: {_position(answer.written.seq, answer.written.time)}"
+    output.print_done(answer, text, as_json=as_json, warnings=warnings)
+
+
+@app.command("forget", epilog="Example: mgmtctl group forget A:g1 --yes")
+def forget(
+    context: typer.Context,
+    name: Target,
+    yes: YesOption = False,
+    controller: ControllerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget a group whose journal or disk failed: its volumes and ALL THEIR DATA here are lost, its pairs deleted.
+
+    For a group that group recover cannot bring back. Says what is lost before it asks. Other groups go on, and the
+    peers keep their volumes and are told. A group that works is refused.
+    """
+    owner, group = split_target(name, controller)
+    with session_of(context).client(owner, long=True) as client:
+        volumes = client.get(f"/v1/groups/{group}", GroupAnswer).volumes
+        pairs = client.get(f"/v1/pairs/{group}", list[PairAnswer])
+        output.warn([f"everything in {_volumes(volumes)} of group {name} is lost for good", *map(_pair_loss, pairs)])
+        output.confirm(f"Forget group {name}?", yes=yes)
+        answer = client.post(f"/v1/groups/{group}/forget", None, GroupForgotten)
+    later = [
+        f"{pair.peer} was not connected: it hears that its pair with {group} is gone when it is reached"
+        for pair in answer.pairs
+        if not pair.told
+    ]
+    output.print_done(
+        answer, f"group {answer.group} forgotten, and {_volumes(answer.volumes)}", as_json=as_json, warnings=later
+    )
+
+
+def _volumes(names: list[str]) -> str:
+    return f"{'volume' if len(names) == 1 else 'volumes'} {', '.join(names)}" if names else "no volume"
+
+
+def _pair_loss(pair: PairAnswer) -> str:
+    other = f"{pair.peer}:{pair.peer_group}"
+    kept = (
+        "hosts go on there without this copy" if pair.role == "secondary" else "the copy there is not updated any more"
+    )
+    return f"the pair with {other} is deleted here; {kept}; delete its other side with: mgmtctl pair delete {other}"

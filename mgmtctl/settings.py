@@ -123,7 +123,7 @@ def load_settings(path: Path, *, required: bool) -> Settings:
         raise usage_error(f"{path}: cannot be read: {error.strerror}") from None
     try:
         document = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
         raise usage_error(f"{path}: is not valid TOML: {reason}") from None
     return _check(document, path)

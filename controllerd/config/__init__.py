@@ -1,7 +1,7 @@
 """Configuration of one controller: the TOML file as frozen, checked objects.
 
 Owns: reading the file, and refusing what cannot work before anything is touched.
-Never: opens sockets, creates files, or keeps anything; layers take their own settings, mapped in daemon.py.
+Never: listens, creates files, or keeps anything; layers take their own settings, mapped in daemon.py.
 
 Every problem is listed at once, one line each: file, key, what is wrong, what would be right (spec §13).
 Relative paths are relative to the file.
@@ -52,7 +52,7 @@ def load(path: str | Path) -> Config:
         raise ConfigError([Problem(str(path), "", "is longer than 1 MiB", "name a configuration file")])
     try:
         document = tomllib.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ConfigError([Problem(str(path), "", f"is not valid TOML: {reason}")]) from None
     return parse(document, file=str(path), base=path.absolute().parent)

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from controllerd.config.problems import Problem
+from controllerd.config.problems import Problem, shown
 from controllerd.units import format_size
 
 if TYPE_CHECKING:
@@ -218,8 +218,12 @@ def _read(key: str, path: Path) -> Generator[_Found, None, bytes | None]:
 
 def _files(config: Config) -> Iterator[_Found]:
     directory = config.controller.data_directory
-    if directory.exists() and not directory.is_dir():
-        yield "controller.data_directory", f"{directory} is not a directory", "name a directory, or one to be created"
+    right = "name a directory, or one to be created"
+    try:
+        if directory.exists() and not directory.is_dir():
+            yield "controller.data_directory", f"{directory} is not a directory", right
+    except OSError as error:
+        yield "controller.data_directory", f"{shown(str(directory))}: {error.strerror}", right
     named: list[tuple[str, Path]] = []
     if config.nbd.tls is not None:
         hosts = config.nbd.tls

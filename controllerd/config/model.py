@@ -52,7 +52,17 @@ def _base(info: ValidationInfo) -> Path:
 def _parse_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError(f'{shown(value)} is not a path; write text like "keys/transfer.key"')
-    return (_base(info) / Path(value).expanduser()).absolute()
+    return _resolved(value, info)
+
+
+def _resolved(path: str | Path, info: ValidationInfo) -> Path:
+    """The absolute path that is meant; raises ValueError when there can be none."""
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain a zero character")
+    try:
+        return (_base(info) / Path(path).expanduser()).absolute()
+    except RuntimeError:
+        raise ValueError(f"{shown(str(path))} begins with the home directory of a user that is not known") from None
 
 
 def _parse_address(value: object, info: ValidationInfo) -> Address:
@@ -65,7 +75,7 @@ def _parse_address(value: object, info: ValidationInfo) -> Address:
         path = value.removeprefix("unix:")
         if not path:
             raise ValueError(f'"{value}" names no socket; {right}')
-        resolved = (_base(info) / Path(path).expanduser()).absolute()
+        resolved = _resolved(path, info)
         if len(str(resolved).encode()) > 107:  # sockaddr_un.sun_path, with its closing zero
             raise ValueError(f'"{resolved}" is longer than the 107 bytes of a UNIX socket path; use a shorter one')
         return Address(path=resolved)
@@ -141,6 +151,11 @@ class ControllerSection(Section):
         10.0, ge=0, le=600, description="How long a stop waits for hosts' requests that are under way."
     )
 
+    @property
+    def owner(self) -> str:
+        """Who the data directory belongs to."""
+        return f"{self.name} (serial {self.serial})"
+
 
 class NbdTls(Section):
     """TLS on the port hosts use. SIGHUP takes changed files into use; sessions go on as they are."""
@@ -169,7 +184,12 @@ class NbdSection(Section):
     listen: Listens = Field(
         (Address("127.0.0.1", 10809),), description='Addresses to listen on: "host:port" or "unix:/path".'
     )
-    max_connections: int = Field(256, ge=1, le=65536, description="More connections than this are closed at once.")
+    max_connections: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="More are closed at once, unless one that has not chosen a volume yet can give way.",
+    )
     max_connections_per_address: int = Field(
         0, ge=0, le=65536, description="Likewise for the connections from one TCP address; 0: no such limit."
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from controllerd.management.schemas import (
+    ForgottenPair,
+    GroupForgotten,
     PairAnswer,
     PairCreate,
     PairStatus,
@@ -66,6 +68,25 @@ class PairOrders:
         """Split by order."""
         pair_id, spec = self._find(group, role, peer)
         return self._answer(await self._manager.suspend(pair_id), spec)
+
+    async def forget_group(self, name: str) -> GroupForgotten:
+        """Forget a group that cannot work, with its data and its sides of pairs."""
+        gone = await self._manager.forget_group(name)
+        pairs = [
+            ForgottenPair(
+                pair_id=record.spec.identity,
+                role=record.role.value,
+                peer=record.peer,
+                peer_group=record.peer_group,
+                told=told,
+            )
+            for record, told in gone.pairs
+        ]
+        return GroupForgotten(group=name, volumes=gone.volumes, pairs=pairs)
+
+    async def recover_group(self, name: str) -> None:
+        """Try the recovery of a held group again."""
+        await self._manager.recover_group(name)
 
     async def takeover(self, domain: str) -> TakeoverAnswer:
         """Take over; the answer says what is in the image and how long it took."""

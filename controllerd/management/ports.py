@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from controllerd.management.schemas import (
+    GroupForgotten,
     PairAnswer,
     PairCreate,
     PairStatus,
@@ -45,6 +46,15 @@ class PairsPort(Protocol):
 
     async def suspend(self, group: str, role: RoleName | None, peer: str | None) -> PairAnswer:
         """Split by order: PSUS."""
+
+    async def forget_group(self, name: str) -> GroupForgotten:
+        """Forget a group that cannot work, with its data and its sides of pairs; the peers are told."""
+
+    async def recover_group(self, name: str) -> None:
+        """Try the recovery of a held group again; its pairs go on then.
+
+        Raises DiskFailed or Corrupt when it cannot be recovered yet.
+        """
 
     async def preview(self, domain: str) -> TakeoverAnswer:
         """What `takeover` would do now; changes nothing."""

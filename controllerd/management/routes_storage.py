@@ -187,6 +187,24 @@ def _group_routes(router: APIRouter, controller: ControllerPort, orders: Orders)
 
         return await orders.queued(run)
 
+    @router.post("/groups/{name}/forget")
+    async def forget_group(name: NameInPath) -> schemas.GroupForgotten:
+        """Forget a group whose journal or disk failed, with its volumes, their data and its sides of pairs.
+
+        Nothing of it can be had back. Other groups go on; the peers are told. A group that works is refused.
+        """
+        return await orders.queued(lambda: controller.pairs.forget_group(name))
+
+    @router.post("/groups/{name}/recover")
+    async def recover_group(name: NameInPath) -> schemas.GroupAnswer:
+        """Try the recovery of a group that is held since the start again; its disks are opened anew."""
+
+        async def run() -> schemas.GroupAnswer:
+            await controller.pairs.recover_group(name)
+            return views.group(storage.group(name))
+
+        return await orders.queued(run)
+
 
 def _refuse_paired(controller: ControllerPort, name: str) -> None:
     """Storage knows nothing of pairs, so a pair's group is protected here."""

@@ -249,6 +249,22 @@ class GroupAnswer(Answer):
     fault: str | None = None
 
 
+class ForgottenPair(Answer):
+    """A side of a pair that went with its group."""
+
+    pair_id: str
+    role: RoleName
+    peer: str
+    peer_group: str
+    told: bool = Field(description="False: the peer was not connected; it hears it when it is reached.")
+
+
+class GroupForgotten(Answer):
+    group: str
+    volumes: list[str] = Field(description="Volumes that are gone, with their data.")
+    pairs: list[ForgottenPair]
+
+
 # ---- pairs -------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any, Final, cast
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from controllerd.sockets import bind_unix, remove_unix
 
 HEADER_BYTES_MAX: Final = 16 << 10
 HEADER_TIMEOUT_S: Final = 10.0
@@ -177,7 +178,7 @@ class ApiServer:
             await self._task
         self._server = self._task = None
         if self._settings.path is not None:
-            self._settings.path.unlink(missing_ok=True)
+            remove_unix(str(self._settings.path))
 
     def _bind(self) -> socket.socket:
         settings = self._settings
@@ -205,27 +206,10 @@ class ApiServer:
         return listener
 
     def _bind_unix(self, path: Path) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-                _refuse_if_served(path)
-                path.unlink()  # left behind by a killed daemon
-            listener.bind(str(path))
-            path.chmod(0o600)
-            listener.listen(128)
+            listener = bind_unix(str(path), 0o600)
         except OSError as error:
-            listener.close()
             raise OSError(error.errno, f"management.listen: unix:{path}: {error.strerror or error}") from None
-        listener.setblocking(False)
+        listener.listen(128)
         self._bound = f"unix:{path}"
         return listener
-
-
-def _refuse_if_served(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return
-    raise OSError(98, "another process is listening there")

@@ -62,9 +62,9 @@ def faults(storage: StorageSystem) -> list[str]:
     found = [storage.checkpointer.fault] if storage.checkpointer.fault else []
     found += [disk.failed for disk in storage.disks.values() if disk.failed is not None]
     for group in storage.groups.values():
-        fault = group.describe_fault()
+        fault = group.name_fault()
         if fault is not None:
-            found.append(f"group {group.name}: {fault}")
+            found.append(fault)
     found += [warning for pool in storage.pools.values() for warning in _pool_warnings(pool, _promised(storage, pool))]
     return found
 

@@ -87,15 +87,17 @@ class ApplyDomain:
     """Groups that are kept consistent with each other.
 
     ``mode`` is "sequence" if write times are controller-wide numbers, which are then applied
-    without leaving one out, beginning with ``next_number``; else "time". ``order`` chooses the
-    order of the steps inside a plan: "time" is the order of the writes, "sequence" gives one
-    step a group, which costs less (RC ¶47).
+    without leaving one out, beginning with ``next_number``; else "time". Of the numbers below
+    ``known`` none is missing: what is not pending has been applied. ``order`` chooses the order
+    of the steps inside a plan: "time" is the order of the writes, "sequence" gives one step a
+    group, which costs less (RC ¶47).
     """
 
     def __init__(self, mode: Mode, order: Order, next_number: int = 1) -> None:
         self.mode = mode
         self.order = order
         self.next_number = next_number
+        self.known = 0
         self._groups: dict[str, _Group] = {}
         self._outstanding: list[Step] = []
 
@@ -231,6 +233,10 @@ class ApplyDomain:
             if self.mode == "sequence" and time >= self.next_number:
                 self.next_number = time + 1
         self._outstanding = []
+        if self.next_number < self.known:
+            self.next_number = min(
+                [self.known, *(group.records[0][0] for group in self._groups.values() if group.records)]
+            )
 
     def final_plan(self) -> FinalPlan:
         """Return what a takeover applies: everything that is consistent. Changes nothing here.
@@ -251,8 +257,8 @@ class ApplyDomain:
             steps += rest
             cut_seqs.update(rest)
         else:
-            # No number is left out, so the numbers used are as many as the records.
-            cut_time += sum(cut_seqs[name] - group.applied_seq for name, group in groups.items())
+            used = (time for name, group in groups.items() for time, seq, _ in group.records if seq <= cut_seqs[name])
+            cut_time = max(cut_time, 1 + max(used, default=0))
         dropped = {
             name: (cut_seqs[name] + 1, group.arrived_seq)
             for name, group in groups.items()
@@ -274,7 +280,7 @@ class ApplyDomain:
 
     def _choose(self, limit: int) -> list[Step]:
         if self.mode == "sequence":
-            steps = _merge_numbers(self._groups, self.next_number, limit)
+            steps = _merge_numbers(self._groups, self.next_number, limit, self.known)
             return steps if self.order == "time" else _one_step_each(steps)
         line = self.oldest_arrived()
         if self.order == "time":
@@ -377,8 +383,11 @@ def _merge_times(groups: dict[str, _Group], line: int, limit: int) -> list[Step]
     return steps
 
 
-def _merge_numbers(groups: dict[str, _Group], number: int, limit: int) -> list[Step]:
-    """Steps over at most ``limit`` consecutive numbers from ``number``. Ends before a number that two groups have."""
+def _merge_numbers(groups: dict[str, _Group], number: int, limit: int, known: int) -> list[Step]:
+    """Steps over at most ``limit`` consecutive numbers from ``number``. Ends before a number that two groups have.
+
+    Numbers below ``known`` that no group has are passed.
+    """
     heads: dict[int, tuple[str, int, Iterator[Pending]]] = {}
     for name, group in groups.items():
         records = iter(group.records)
@@ -390,7 +399,12 @@ def _merge_numbers(groups: dict[str, _Group], number: int, limit: int) -> list[S
         heads[first[0]] = (name, first[1], records)
     steps: list[Step] = []
     taken = 0
-    while taken < limit and number in heads:
+    while taken < limit and heads:
+        if number not in heads:
+            passed = min([known, *heads])
+            if passed <= number or passed not in heads:
+                break
+            number = passed
         name, through, records = heads.pop(number)
         while True:
             taken += 1

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _NS = 1_000_000_000
+LEAST_S: Final = 0.001
+"""The figure is at least this when something is missing: it is what people are shown first that is not 0."""
 
 
 class _Sample(NamedTuple):
@@ -94,8 +96,10 @@ class LagClock:
         """The link is known to be cut: the newest heartbeat is not the present any more."""
         self._fresh_until_s = -math.inf
 
-    def lag_seconds(self, local_mono_s: float) -> float:
+    def lag_seconds(self, local_mono_s: float, *, missing: bool = False) -> float:
         """Return the lag in seconds; infinite as long as nothing is known.
+
+        ``missing``: it is known otherwise that the image lacks something; then it is at least `LEAST_S`.
 
         Exactly 0.0 if what the newest heartbeat told of is younger than ``fresh_s`` and all of it is applied:
         within ``fresh_s`` a silent link and an idle primary look the same, unless the link is known to be `cut`.
@@ -103,11 +107,20 @@ class LagClock:
         consistent_ns = self.consistent_wall_ns
         if consistent_ns is None:
             return math.inf
-        if len(self._samples) == 1 and local_mono_s < self._fresh_until_s:
+        if len(self._samples) == 1 and local_mono_s < self._fresh_until_s and not missing:
             return 0.0
         ahead_ns = max(sample.ahead_ns for sample in self._samples)
         present_ns = ahead_ns + round(local_mono_s * _NS)
-        return max(0.0, (present_ns - consistent_ns) / _NS)
+        return max(LEAST_S if missing else 0.0, (present_ns - consistent_ns) / _NS)
+
+    @property
+    def told_s(self) -> float:
+        """Seconds of the peer's wall time between what the image holds for sure and the newest heartbeat.
+
+        Infinite when it is not known what the image holds.
+        """
+        consistent_ns = self.consistent_wall_ns
+        return math.inf if consistent_ns is None else max(0.0, (self._samples[-1].wall_ns - consistent_ns) / _NS)
 
     def _forget_passed(self) -> None:
         """Keep one sample that is applied wholly, the newest, as the first."""

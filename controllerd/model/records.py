@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
@@ -72,6 +72,7 @@ class Flag(enum.IntFlag):
     """The host carried the write time (RC ¶26)."""
 
 
+_WRITE: Final = int(Kind.WRITE)
 _KINDS: Final = frozenset(int(kind) for kind in Kind)
 _RANGES: Final = frozenset((int(Kind.ZEROES), int(Kind.TRIM)))
 
@@ -131,6 +132,35 @@ def encode_header(
         sequence, time, durable, offset, marker, origin,
     )  # fmt: skip
     return body + HEADER_CRC.pack(crc32c(body))
+
+
+class Place(NamedTuple):
+    """What a record changes: ``length`` bytes of a volume from byte ``offset``; ``size``: its bytes in the journal."""
+
+    kind: int
+    volume: int
+    offset: int
+    length: int
+    sequence: int
+    size: int
+
+
+def decode_place_untrusted(buffer: memoryview, position: int) -> Place:
+    """Decode what the record at ``position`` changes. Only its header is looked at; its data may lie behind the buffer.
+
+    Raises:
+        RecordError: there is no whole, valid header.
+    """
+    if position + HEADER_SIZE > len(buffer):
+        raise RecordError("record header cut short", position)
+    (magic, version, kind, _, _, _, _, volume, length,
+     sequence, _, _, offset, _, _, header_crc) = HEADER.unpack_from(buffer, position)  # fmt: skip
+    if magic != MAGIC or crc32c(buffer[position : position + HEADER_SIZE - 4]) != header_crc:
+        raise RecordError("no record header, or its checksum is wrong", position)
+    if version != VERSION or kind not in _KINDS:
+        raise RecordError(f"unknown record header version {version} or kind {kind}", position)
+    size = HEADER_SIZE + length if kind == _WRITE else HEADER_SIZE
+    return Place(kind, volume, offset, length, sequence, size)
 
 
 def decode_untrusted(buffer: memoryview, position: int = 0) -> Record:

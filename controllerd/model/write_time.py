@@ -27,6 +27,9 @@ Source = Literal["host", "clock", "sequence"]
 MAX_CARRIED: Final = (1 << 63) - 1
 """Latest time that a peer may carry, in ns (year 2262). A later one would leave no room for the times after it."""
 
+LOST_STEP: Final = 1 << 40
+"""Step over the numbers that a power loss may have taken: more than journals can hold that are not durable yet."""
+
 HOST_AHEAD_NS: Final = 3_600_000_000_000
 """How far ahead of the controller's clock a host's time may be, if nothing else is said."""
 
@@ -78,6 +81,13 @@ class WriteTime(Protocol):
 
     def observe(self, time: int) -> None:
         """Recovery: ``time`` was given to a write. Nothing older is handed out from now on."""
+        ...
+
+    def pass_lost(self) -> None:
+        """Recovery: later times than those observed may have been given to writes that are lost.
+
+        A secondary may have such a write. Keep `last` durably before anything more is handed out.
+        """
         ...
 
 
@@ -153,6 +163,9 @@ class HostTime:
             self.last = time
             self._used = True
 
+    def pass_lost(self) -> None:
+        """See WriteTime: what a secondary shows is bounded by each group's own times, which it has or refuses."""
+
 
 class ClockTime:
     """The controller's clock, strictly increasing whatever the clock does (RC ¶50-51).
@@ -204,11 +217,15 @@ class ClockTime:
         if time > self.last:
             self.last = time
 
+    def pass_lost(self) -> None:
+        """See WriteTime: as with `HostTime`, nothing needs to be passed."""
+
 
 class SequenceTime:
-    """A controller-wide counter (RC ¶52-53): the first number is 1 and none is left out.
+    """A controller-wide counter (RC ¶52-53): the first number is 1 and none is left out, but after a power loss.
 
-    A tick takes a number too, so its record must be sent like a write's: the secondary skips none.
+    A tick takes a number too, so its record must be sent like a write's: the secondary passes a
+    number only when every group has brought a later one.
     """
 
     __slots__ = ("clamped", "last")
@@ -242,6 +259,10 @@ class SequenceTime:
         """See WriteTime."""
         if time > self.last:
             self.last = time
+
+    def pass_lost(self) -> None:
+        """See WriteTime: a number of one group decides what is shown of the others, so none may come twice."""
+        self.last = (self.last // LOST_STEP + 1) * LOST_STEP
 
 
 def make_write_time(source: Source, last: int = 0, ahead_ns: int = HOST_AHEAD_NS) -> WriteTime:

@@ -8,8 +8,8 @@ What a reader would get wrong: ``arrived`` must be called with durable records o
 order; after a restart everything the journals hold is durable (architecture §4).
 
 In sequence mode numbers of this domain are consecutive, unless the primary gave some to
-groups that have no pair. A number that no group can bring any more, because each has
-arrived beyond it, is passed: within a group numbers only rise.
+groups that have no pair, or left some out after a power loss. A number that no group can
+bring any more, because each has arrived beyond it, is passed: within a group numbers only rise.
 
 Source: RC ¶40-47, ¶54; spec §5; invariants I1, I5, I11.
 """
@@ -17,6 +17,7 @@ Source: RC ¶40-47, ¶54; spec §5; invariants I1, I5, I11.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -66,6 +67,10 @@ class DomainApplier:
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._plan = ApplyDomain("time", order)
+        self._line = 0
+        """Sequence mode: the next number when something was shown last."""
+        self._partial = True
+        """What is shown may lie between two cuts: a plan was applied in part, perhaps by the run before."""
         self._scheduled = False
         self._frozen = False
         self._retry: asyncio.TimerHandle | None = None
@@ -102,26 +107,30 @@ class DomainApplier:
         member = self._members.pop(name, None)
         if member is not None:
             member.group.budget.ignore(self.wake)
+            member.group.open_reads()
             self._rebuild()
 
     def _rebuild(self) -> None:
         """Make the plan anew from what the groups have applied and what they hold."""
         heads: list[int] = []
         reached: list[int] = []
+        shown = 0
         plan = ApplyDomain(self.mode, self.order)
         for name, member in self._members.items():
             group = member.group
             time = max(group.applied_time, member.base_time)
             plan.add_group(name, group.applied_seq, time)
-            records = [
-                (entry.time, entry.sequence, entry.kind) for entry in group.pending if entry.sequence <= member.fed
-            ]
-            plan.arrive_many(name, records)
-            heads += [record[0] for record in records[:1]]
+            fed = [entry for entry in group.pending if entry.sequence <= member.fed]
+            plan.arrive_many(name, [(entry.time, entry.sequence, entry.kind) for entry in fed])
+            heads += [entry.time for entry in itertools.islice(group.pending, 1)]
             reached.append(time)
-        # Never too high: a number below the next one could never be applied. Too low is mended by passing numbers.
-        running = self.mode == "sequence" and self._plan.mode == "sequence" and self._plan.next_number > 1
-        plan.next_number = min([self._plan.next_number if running else 1 + min(reached, default=0), *heads])
+            if group.applied_time > member.base_time:
+                shown = max(shown, group.applied_time)
+        # Never too high: a number below the next one could never be applied. Too low is mended by passing numbers,
+        # but only once every group has brought later ones. What is below a record that is shown has been passed, or
+        # is pending here; what is below the base of a group may still be on its way in another one.
+        plan.known = max(self._line, 1 + shown if shown else 0)
+        plan.next_number = min([plan.known or 1 + min(reached, default=0), *heads])
         self._plan = plan
         self.wake()
 
@@ -154,28 +163,39 @@ class DomainApplier:
     def _apply_slice(self) -> bool:
         """Apply about ``slice_records``; returns whether there may be more."""
         if not all(member.group.apply_room for member in self._members.values()):
+            self._hide_part()
             return False  # the cache is full; the budget wakes us
         broken = next(filter(None, (member.group.apply_error for member in self._members.values())), None)
         if broken is not None:  # nothing would leave the cache of that group, and the others must not run ahead
             self._failed(broken)
             return False
+        before = self._positions()
         try:
             steps = self._plan.plan(self._slice) or self._pass_unused_number()
-            if not steps:
-                return False
             for name, through in steps:
                 self.applied_records += self._members[name].group.apply_through(through)
             self._plan.confirm()
+            self._line = self._plan.next_number
         except RemoteCopyError as error:
+            self._partial |= self._positions() != before
             self._failed(error)
+            return False
+        if self._partial:
+            self._partial = False
+            for member in self._members.values():
+                member.group.open_reads()
+        if not steps:
             return False
         if self.fault is not None:
             self._report("apply-resumed", {"domain": self.name})
             self.fault = None
         return True
 
+    def _positions(self) -> list[int]:
+        return [member.group.applied_seq for member in self._members.values()]
+
     def _pass_unused_number(self) -> list[tuple[str, int]]:
-        """Sequence mode: pass numbers that went to groups outside the domain; see above."""
+        """Sequence mode: pass numbers that no group of the domain has; see above."""
         plan = self._plan
         if self.mode != "sequence" or not self._members:
             return []
@@ -190,8 +210,15 @@ class DomainApplier:
         if self.fault is None:
             self._report("apply-stopped", {"domain": self.name, "error": str(error)})
         self.fault = str(error)
+        self._hide_part()
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+
+    def _hide_part(self) -> None:
+        """Let readers wait while a plan is applied in part. A group by itself is always consistent."""
+        if self._partial and len(self._members) > 1:
+            for member in self._members.values():
+                member.group.close_reads()
 
     def _try_again(self) -> None:
         self._retry = None

@@ -23,6 +23,8 @@ _WRITE: Final = int(Kind.WRITE)
 _RANGES: Final = frozenset({int(Kind.ZEROES), int(Kind.TRIM)})
 _EMPTY: Final = frozenset({int(Kind.TICK), int(Kind.MARKER)})
 _CHECKED: Final = HEADER_SIZE - 4
+_TIME_END: Final = 1 << 63
+"""Write times (ns) are earlier, in the year 2262: after a takeover each host write needs a later one that fits."""
 
 
 class Batch:
@@ -91,6 +93,8 @@ def parse_batch_untrusted(raw: memoryview, first: int, count: int, generation: i
         seal_append((flags, data_crc))
         latest = time
         expected += 1
+    if latest >= _TIME_END:
+        raise _wrong(expected - 1, f"time {latest} ns")
     if expected != first + count or not count:
         raise Corrupt(f"frame with {expected - first} records, its header says {count}")
     batch.last = expected - 1

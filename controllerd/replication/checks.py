@@ -56,7 +56,7 @@ def _check_roles(role: Role, spec: PairSpec, group: Group, others: list[PairReco
     downstream = [record for record in others if record.role is Role.PRIMARY]
     fault = group.describe_fault()
     if fault is not None:
-        raise Conflict(f"group {group.name} does not work: {fault}", group=group.name)
+        raise Conflict(group.say("does not work", fault), group=group.name)
     if role is Role.SECONDARY:
         if upstream:
             raise Conflict(f"group {group.name} is already the secondary of pair {upstream[0].spec.identity}")

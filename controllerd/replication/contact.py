@@ -17,13 +17,17 @@ Source: spec §4.3-4.4, §5.5, §7.6; invariant I14.
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
+from controllerd.model.errors import RemoteCopyError
 from controllerd.model.lag import LagClock
 from controllerd.replication.messages import Heartbeat
+from controllerd.replication.ports import Report
 from controllerd.storage.catalogue import Catalogue
 
 FACT: Final = "replication-contacts"
@@ -133,10 +137,19 @@ class Contact:
 
 
 class KeptContacts:
-    """The contacts of all pairs of one controller, kept together in one fact of the catalogue."""
+    """The contacts of all pairs of one controller, kept together in one fact of the catalogue.
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    ``run_blocking`` does a call in a thread; ``report`` hears when contacts could not be kept.
+    """
+
+    def __init__(self, catalogue: Catalogue, run_blocking: Callable[..., Awaitable[Any]], report: Report) -> None:
         self._catalogue = catalogue
+        self._run_blocking = run_blocking
+        self._report = report
+        self._keeping: asyncio.Task[None] | None = None
+        self._newest = 0
+        """Number of the newest version of what is to be kept; an older one must not undo it."""
+        self._writing = threading.Lock()
         self._kept_s = -math.inf
         self._seen: dict[str, int] = {}
         self._limits: dict[str, tuple[int, int | None]] = {}
@@ -149,9 +162,33 @@ class KeptContacts:
                 contact.restore(kept[name])
 
     def keep(self, contacts: Mapping[str, Contact], now_s: float) -> None:
-        """Keep them if it is time; a crash makes what is known older by what was not kept, never newer."""
-        if now_s - self._kept_s >= (KEEP_S if _numbers(contacts) != self._seen else KEEP_IDLE_S):
-            self.keep_now(contacts, now_s)
+        """Begin to keep them, if it is time; a crash makes what is known older by what was not kept, never newer."""
+        due = now_s - self._kept_s >= (KEEP_S if _numbers(contacts) != self._seen else KEEP_IDLE_S)
+        if due and self._keeping is None:
+            self._kept_s = now_s  # also when it fails: it is tried again next time
+            self._keeping = asyncio.get_running_loop().create_task(self._keep(contacts))
+
+    async def _keep(self, contacts: Mapping[str, Contact]) -> None:
+        self._newest = version = self._newest + 1
+        seen, limits = _numbers(contacts), _limits(contacts)
+        try:
+            await self._run_blocking(self._put, version, _documents(contacts))
+            if version == self._newest:
+                self._seen, self._limits = seen, limits
+        except RemoteCopyError as error:
+            self._report("contacts-keep-failed", {"error": str(error)})
+        finally:
+            self._keeping = None
+
+    def _put(self, version: int, documents: dict[str, Any]) -> None:
+        with self._writing:
+            if version == self._newest:
+                self._catalogue.put_fact(FACT, documents)
+
+    async def settle(self) -> None:
+        """Return when nothing is under way."""
+        if self._keeping is not None:
+            await self._keeping
 
     def keep_limits(self, contacts: Mapping[str, Contact], now_s: float) -> None:
         """Keep them if a limit is not the kept one; durable on return.
@@ -163,12 +200,17 @@ class KeptContacts:
             self.keep_now(contacts, now_s)
 
     def keep_now(self, contacts: Mapping[str, Contact], now_s: float) -> None:
-        """Keep them; durable on return."""
+        """Keep them; durable on return. In the loop: whoever calls must not go on before."""
         self._kept_s = now_s  # also when it fails: it is tried again next time
-        documents = {name: contact.document() for name, contact in contacts.items()}
-        self._catalogue.put_fact(FACT, {name: found for name, found in documents.items() if found is not None})
+        self._newest += 1
+        self._put(self._newest, _documents(contacts))
         self._seen = _numbers(contacts)
         self._limits = _limits(contacts)
+
+
+def _documents(contacts: Mapping[str, Contact]) -> dict[str, Any]:
+    documents = {name: contact.document() for name, contact in contacts.items()}
+    return {name: found for name, found in documents.items() if found is not None}
 
 
 def _limits(contacts: Mapping[str, Contact]) -> dict[str, tuple[int, int | None]]:

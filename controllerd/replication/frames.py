@@ -11,7 +11,7 @@ little-endian. The secondary dials the primary and asks (pull, RC ¶48):
              <------------------------------ HELLO
     PROOF    ------------------------------>              (shared key, auth.py)
              <------------------------------ PROOF
-    PULL     ------------------------------>              (or FENCE -> FENCED)
+    PULL     ------------------------------>              (or FENCE -> FENCED, FAREWELL -> FAREWELL)
              <------------------------------ ACCEPT or REFUSE
              <------------------------------ DATA, HEARTBEAT, SYNC, NOTICE
     ACK, NOTICE, HEARTBEAT ---------------->
@@ -78,6 +78,7 @@ class FrameType(enum.IntEnum):
     FENCE = 10
     FENCED = 11
     NOTICE = 12
+    FAREWELL = 13
 
 
 _DATA: Final = int(FrameType.DATA)

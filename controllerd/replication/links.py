@@ -21,6 +21,7 @@ from controllerd.model.errors import NotAuthorised, RemoteCopyError, Unreachable
 from controllerd.replication.auth import Handshake, Peer
 from controllerd.replication.frames import Frame, FrameError, FrameReader
 from controllerd.replication.settings import ReplicationSettings
+from controllerd.sockets import bind_unix, remove_unix
 from controllerd.storage.buffers import BufferPool
 
 WRITE_HIGH_BYTES: Final = 2 << 20
@@ -28,6 +29,9 @@ WRITE_HIGH_BYTES: Final = 2 << 20
 
 STRANGERS_MAX: Final = 64
 """Addresses of which it is remembered what was told of them."""
+
+SOCKET_MODE: Final = 0o600
+"""Permission bits of a UNIX socket for peers."""
 
 LINGER_S: Final = 2.0
 """Longest time that what was sent before a close may take to leave."""
@@ -275,8 +279,39 @@ async def dial(settings: ReplicationSettings, peer: str) -> Link:
     return link
 
 
+async def ask(settings: ReplicationSettings, peer: str, question: bytes) -> Frame:
+    """Connect to the transfer port of ``peer``, send one frame, and return the frame that answers it.
+
+    Raises:
+        Unreachable, NotAuthorised: the peer cannot be asked.
+        FrameError: it does not answer in time, or closes the connection instead.
+    """
+    link = await dial(settings, peer)
+    answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+
+    def frames(link: Link, frames: list[Frame]) -> None:
+        if not answer.done():
+            answer.set_result(frames[0])
+
+    def lost(link: Link, reason: str) -> None:
+        if not answer.done():
+            answer.set_exception(FrameError(reason))
+
+    link.on_frames, link.on_lost = frames, lost
+    if link.closed:  # lost in the turn between the handshake and now
+        raise FrameError(link.reason)
+    link.send(question)
+    try:
+        async with asyncio.timeout(settings.handshake_timeout_s):
+            return await answer
+    except TimeoutError:
+        raise FrameError(f"{peer} did not answer") from None
+    finally:
+        link.close("asked")
+
+
 class Acceptor:
-    """Listens on the transfer port. ``on_request`` gets each link with its first frame, PULL or FENCE.
+    """Listens on the transfer port. ``on_request`` gets each link with its first frame: PULL, FENCE or FAREWELL.
 
     ``on_unproved`` is told (address, controller it says it is, reason) of who failed to prove who it is: once per
     address until somebody from there succeeds, and of so many addresses at the most (strangers must not fill a log).
@@ -311,8 +346,9 @@ class Acceptor:
         limit = self._settings.handshake_timeout_s if tls is not None else None
         try:
             if endpoint.path is not None:
+                listener = bind_unix(endpoint.path, SOCKET_MODE)
                 self._server = await loop.create_unix_server(
-                    self._make_link, endpoint.path, ssl=tls, ssl_handshake_timeout=limit
+                    self._make_link, sock=listener, ssl=tls, ssl_handshake_timeout=limit
                 )
             else:
                 self._server = await loop.create_server(
@@ -334,6 +370,8 @@ class Acceptor:
         if server is None:
             return
         server.close()
+        if self._settings.listen is not None and self._settings.listen.path is not None:
+            remove_unix(self._settings.listen.path)
         # Connections that the loop has accepted and not yet handed on come in the next turns, and are refused.
         for _ in range(4):
             for link in list(self._links):

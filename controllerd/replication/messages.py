@@ -5,7 +5,8 @@ Never: finds frames in a stream (frames.py), or acts on what a message says.
 
 Messages that are rare are JSON objects, so that a newer controller may add fields that
 an older one ignores; those that come many times a second are fixed little-endian
-structures. Text fields are cut to `MAX_TEXT`.
+structures. Text fields are cut to `MAX_TEXT` characters; lone surrogates, which no log,
+catalogue or answer could show, are replaced before they are sent and refused when they come.
 
 Source: spec §4.1-4.5, §5.5, §7.6; invariants F24, F25, F27.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import struct
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Self
@@ -22,7 +24,9 @@ from controllerd.replication.frames import FrameError, FrameFlag, FrameType, enc
 
 PROTOCOL: Final = 1
 MAX_TEXT: Final = 512
-MAX_U64: Final = (1 << 64) - 1
+MAX_NUMBER: Final = (1 << 63) - 1
+"""Greatest number in a message: those that begin a journal, or its times, need others behind them."""
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 # ACK payload, 40 bytes, little-endian: what the secondary has, by the primary's numbers
 #  0          8         16        24             32       40
@@ -71,7 +75,9 @@ class _Json:
     def encode(self) -> bytes:
         """Return the whole frame."""
         document = {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in asdict(self).items()}
-        return encode_frame(self.frame, json.dumps(document, separators=(",", ":")).encode())
+        # Not in ASCII: there a character may take 12 bytes, and a text of `MAX_TEXT` would not fit into a frame.
+        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+        return encode_frame(self.frame, text.encode(errors="replace"))
 
     @classmethod
     def decode_untrusted(cls, payload: memoryview) -> Self:
@@ -98,9 +104,9 @@ class _Json:
 
 
 def _checked(message: str, name: str, kind: str, value: object) -> object:
-    if kind == "int" and type(value) is int and 0 <= value <= MAX_U64:
+    if kind == "int" and type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
-    if kind == "str" and isinstance(value, str) and len(value) <= MAX_TEXT:
+    if kind == "str" and isinstance(value, str) and len(value) <= MAX_TEXT and not _SURROGATE.search(value):
         return value
     if kind == "bool" and isinstance(value, bool):
         return value
@@ -202,6 +208,15 @@ class Notice(_Json):
 
 
 @dataclass(frozen=True, slots=True)
+class Farewell(_Json):
+    """The secondary's side of the pair is gone. The primary answers with the same once it has kept that."""
+
+    frame: ClassVar[FrameType] = FrameType.FAREWELL
+    pair: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """What the secondary has; see the layout above."""
 
@@ -236,7 +251,7 @@ class Heartbeat:
         payload = _HEARTBEAT.pack(
             self.last_seq, self.last_time, self.wall_ns, self.bytes_total, self.behind_ns, self.limit_time
         )
-        return encode_frame(FrameType.HEARTBEAT, payload + self.remark[:MAX_TEXT].encode())
+        return encode_frame(FrameType.HEARTBEAT, payload + self.remark[:MAX_TEXT].encode(errors="replace"))
 
 
 def decode_ack_untrusted(payload: memoryview, flags: int) -> Ack:

@@ -75,7 +75,7 @@ class PairRecord:
         in_doubt: synchronous secondary: the machine restarted, so acknowledged records may be
             lost here; cleared when the primary has sent everything again.
         adrift_time: synchronous secondary that gives itself ticks, because the primary is not
-            heard: the last write time it had before; 0: it has everything of the primary.
+            heard: it had everything older than this before; 0: it has everything of the primary.
         peer_deleted: the other side has deleted the pair.
         diverged: once the old primary is fenced: ``cut_seq`` and ``last_seq`` (last acknowledged),
             and the ``writes`` and ``bytes`` in between, which the secondary does not have.

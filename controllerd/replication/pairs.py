@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from controllerd.model.errors import Conflict, NotFound, RemoteCopyError
@@ -24,10 +25,11 @@ from controllerd.replication.applier import DomainApplier
 from controllerd.replication.checks import check_create
 from controllerd.replication.contact import Contact, KeptContacts
 from controllerd.replication.context import Context
+from controllerd.replication.farewells import Farewells
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import SyncIntake
 from controllerd.replication.links import Acceptor, Link
-from controllerd.replication.messages import Fence, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.messages import Farewell, Fence, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.pair_record import TABLE, PairRecord, PairSpec, read_record
 from controllerd.replication.ports import GroupPort, Report
 from controllerd.replication.primary import PrimaryPair
@@ -42,6 +44,14 @@ from controllerd.storage.group import RECOVERED, Group
 from controllerd.storage.system import StorageSystem
 
 RUN_FACT: Final = "replication-boot"
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What went with a group: its volumes' names, and its sides of pairs, each with whether its peer heard it."""
+
+    volumes: list[str]
+    pairs: list[tuple[PairRecord, bool]]
 
 
 class PairManager:
@@ -64,7 +74,8 @@ class PairManager:
         self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
         self._timer: asyncio.Task[None] | None = None
         self._orders = asyncio.Lock()
-        self._kept_contacts = KeptContacts(storage.catalogue)
+        self._kept_contacts = KeptContacts(storage.catalogue, storage.checkpointer.run_blocking, report)
+        self._farewells = Farewells(self.context)
 
     # ---- life ----------------------------------------------------------------------
 
@@ -99,6 +110,7 @@ class PairManager:
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
         storage.guard = self.refuse_change
+        storage.on_recovered = self._go_on
 
     async def start(self) -> None:
         """Finish what a crash left half done, show what may be shown, listen, and begin to pull.
@@ -108,7 +120,8 @@ class PairManager:
         """
         for pair in list(self.secondaries.values()):
             if not pair.record.prepared:
-                await self._prepare_secondary(pair)
+                if pair.group.recovered:
+                    await self._prepare_secondary(pair)
             elif pair.record.state is not PairState.SSWS:
                 self._join_domain(pair)
         for name, document in self.context.storage.catalogue.get_documents(TAKEOVERS).items():
@@ -118,6 +131,7 @@ class PairManager:
         for domain in self.domains.values():
             await domain.settle()
         await self._acceptor.start()
+        self._farewells.start()
         for pair in self.secondaries.values():
             pair.contact.applied(pair.intake.applied_seq)
             if not self._taking_over(pair.record.spec.domain):
@@ -145,9 +159,11 @@ class PairManager:
             timer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await timer
+        await self._kept_contacts.settle()
         if self.secondaries:
             with contextlib.suppress(RemoteCopyError):  # what is not kept makes what is known older, never newer
                 self._kept_contacts.keep_now(self._contacts, asyncio.get_running_loop().time())
+        await self._farewells.stop()
         for domain in self.domains.values():
             domain.freeze()
         for secondary in self.secondaries.values():
@@ -207,6 +223,7 @@ class PairManager:
             group = check_create(self.context, role, spec, self._records())
             if role is Role.SECONDARY:
                 self._check_takeover(spec.domain)
+                await self._farewells.withdraw(spec.identity)
                 return self._status(await self._create_secondary(spec, group))
             return self._status(await self._create_primary(spec, group))
 
@@ -290,6 +307,8 @@ class PairManager:
                 self._delete_primary(pair, farewell)
             else:
                 self._check_takeover(record.spec.domain)
+                if not (connected or record.peer_deleted or record.state is PairState.SSWS):
+                    self._farewells.add(record, f"deleted at {self.context.settings.controller}")
                 await self._delete_secondary(pair, farewell)
             self.context.report("pair-deleted", {"pair": pair_id, "role": record.role.value})
 
@@ -304,9 +323,7 @@ class PairManager:
 
     async def _delete_secondary(self, pair: SecondaryPair, farewell: bytes) -> None:
         record, group, storage = pair.record, pair.group, self.context.storage
-        await pair.stop(farewell)
-        pair.domain.remove(group.name)
-        pair.intake.close()
+        await self._detach(pair, farewell)
         if group.role is Role.SECONDARY:
             if record.spec.mode == "sync":
                 await group.make_durable()
@@ -323,11 +340,80 @@ class PairManager:
                     last_time=group.last_time,
                 )
         # Last: after a crash before this the order can simply be given again.
-        storage.catalogue.delete_document(TABLE, record.spec.identity)
-        del self.secondaries[record.spec.identity]
+        self._drop_secondary(pair)
+
+    @staticmethod
+    async def _detach(pair: SecondaryPair, farewell: bytes) -> None:
+        """Nothing arrives any more, and the group holds no other one back."""
+        await pair.stop(farewell)
+        pair.domain.remove(pair.group.name)
+        pair.intake.close()
+
+    def _drop_secondary(self, pair: SecondaryPair) -> None:
+        catalogue, identity = self.context.storage.catalogue, pair.record.spec.identity
+        catalogue.delete_document(TABLE, identity)
+        del self.secondaries[identity]
         if not pair.domain.groups:
             self.domains.pop(pair.domain.name, None)
-            storage.catalogue.delete_document(TAKEOVERS, pair.domain.name)
+            catalogue.delete_document(TAKEOVERS, pair.domain.name)
+
+    # ---- groups that cannot work -------------------------------------------------------
+
+    async def forget_group(self, name: str) -> Forgotten:
+        """Forget a group whose journal or disk failed, with its data and its sides of pairs; durable on return.
+
+        The peers are told, at the latest when they are reached. An unfinished takeover can go on without it.
+
+        Raises:
+            NotFound: there is no such group.
+            Conflict: it works.
+            DiskFailed: the catalogue cannot be written; what is not done yet is done when ordered again.
+        """
+        async with self._orders:
+            storage = self.context.storage
+            error = storage.held.check(name)
+            group = storage.group(name)
+            reason = group.say(f"was forgotten at {self.context.settings.controller}", error)
+            farewell = Notice("delete", reason).encode()
+            group.fail_waiting(error)  # nothing of it may be acknowledged because no mirror is waited for any more
+            gone: list[tuple[PairRecord, bool]] = []
+            for primary in [pair for pair in self.primaries.values() if pair.group is group]:
+                gone.append((primary.record, primary.sender.connected))
+                self._delete_primary(primary, farewell)
+            for secondary in [pair for pair in self.secondaries.values() if pair.group is group]:
+                gone.append((secondary.record, secondary.receiver.connected))
+                self._farewells.add(secondary.record, reason)
+                await self._detach(secondary, farewell)
+                self._drop_secondary(secondary)
+            return Forgotten(await storage.held.forget(name), gone)
+
+    async def recover_group(self, name: str) -> int:
+        """Try the recovery of a held group again; returns how many records were redone. Its pairs then go on.
+
+        Raises:
+            NotFound, Conflict, DiskFailed, Corrupt: see `HeldGroups.recover`.
+        """
+        redone = await self.context.storage.held.recover(name)
+        for pair in [pair for pair in self.secondaries.values() if pair.group.name == name]:
+            if not pair.record.prepared:
+                await self._prepare_secondary(pair)
+                pair.start()
+        return redone
+
+    def _go_on(self, group: Group) -> None:
+        """A group that was held works again: its pairs go on as they do after a start."""
+        for primary in self.primaries.values():
+            if primary.group is group:
+                primary.start(created=False)
+        for secondary in self.secondaries.values():
+            if secondary.group is group and secondary.record.prepared:
+                secondary.stall = None
+                if secondary.record.state is not PairState.SSWS:
+                    self._join_domain(secondary)
+                secondary.contact.applied(secondary.intake.applied_seq)
+                if not self._taking_over(secondary.record.spec.domain):
+                    secondary.start()
+        group.set_retention(RECOVERED, None)
 
     def preview(self, domain: str = "default") -> TakeoverReport:
         """Say what a takeover of ``domain`` would give now, and what would be missing. Changes nothing.
@@ -464,8 +550,15 @@ class PairManager:
                 pair.fence(link, fence)
                 return
             name = fence.pair
+        elif frame.type == FrameType.FAREWELL:
+            farewell = Farewell.decode_untrusted(frame.payload)
+            pair = self.primaries.get(farewell.pair)
+            if pair is not None:
+                pair.farewell(link, farewell)
+                return
+            name = farewell.pair
         else:
-            raise FrameError(f"frame type {frame.type} where PULL or FENCE has to come")
+            raise FrameError(f"frame type {frame.type} where PULL, FENCE or FAREWELL has to come")
         link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {name} here", "", 0).encode())
         link.close("unknown pair")
 
@@ -558,24 +651,28 @@ class PairManager:
             if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
         }
         # The primary of a suspended pair takes writes that never come here: what other groups get may depend on them.
+        # So may it on what this site has lost with its power.
         held = {
             pair.group.name
             for pair in self.secondaries.values()
-            if not pair.active and pair.record.state is not PairState.SSWS
+            if (not pair.active or pair.record.in_doubt) and pair.record.state is not PairState.SSWS
         }
         groups: dict[str, GroupPort] = {}
         wanted: set[str] = set()
         for primary in self.primaries.values():
             group = primary.group
-            if primary.active and primary.sender.connected and group.name not in fed | held:
-                groups[group.name] = group
+            if primary.active and primary.sender.connected:
+                if group.name not in fed | held:
+                    groups[group.name] = group
                 if primary.sender.tick_wanted:
                     wanted.add(group.name)
         for secondary in self.secondaries.values():
+            secondary.downstream_waits = secondary.group.name in wanted
             # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
             record, group = secondary.record, secondary.group
             upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
-            if upstream and group.name not in fed | held:
+            # A group that is not recovered has old numbers: they must not say what is known here, and it takes no tick.
+            if upstream and group.recovered and group.name not in fed | held:
                 groups[group.name] = group
         self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
 

@@ -22,11 +22,12 @@ from controllerd.model.records import DATA_KINDS
 from controllerd.replication.batch import parse_batch_untrusted
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.links import Link
-from controllerd.replication.messages import Accept, Ack, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.messages import Accept, Ack, Farewell, Fence, Fenced, Notice, Pull, Refuse, RefuseCode
 from controllerd.replication.mirror import Mirror
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.ports import GroupPort
 from controllerd.replication.sender import Sender, Source
+from controllerd.storage.differences import Differences
 from controllerd.storage.group import Group
 
 CONNECTIONS_MAX: Final = 64
@@ -68,6 +69,8 @@ class PrimaryPair:
                 on_loss=lambda reason: on_sync_loss(self, reason),
                 now_s=asyncio.get_running_loop().time,
             )
+        self.differences = Differences(group, record.spec.identity, self._surely_has)
+        self._created_now = False
         self._overflow_since_s: float | None = None
         self._counting: asyncio.Task[None] | None = None
         self._fence_links: list[Link] = []
@@ -82,6 +85,10 @@ class PrimaryPair:
     def start(self, *, created: bool) -> None:
         """Begin, or go on after a restart; the journal is kept for the secondary from here on."""
         record, group = self.record, self.group
+        self._created_now = created
+        if not self.active:
+            # What was written since the suspension is not known any more, nor what it was suspended for.
+            self.differences.give_up()
         if record.state is PairState.SSWS:
             group.refuse_writes(self._fence_error())
         elif self.active:
@@ -92,13 +99,24 @@ class PrimaryPair:
         elif record.spec.keep_journal:
             group.set_retention(self.sender.consumer, max(record.start_seq, group.journal.first - 1))
 
+    def _surely_has(self) -> int | None:
+        """Number up to which the secondary has everything durably, and nothing else; None: it was not heard yet.
+
+        After a restart it may have records that a power cut took from this side, until it says where it is.
+        """
+        if not (self._created_now or self.sender.epoch):
+            return None
+        return max(self.record.start_seq, self.sender.ack.durable)
+
     def stop(self) -> None:
         """The controller stops: nothing changes but that the connections close."""
+        self.differences.close()
         self._stop_counting()
         self.sender.stop("the primary stops")
 
     def delete(self) -> None:
         """The pair ceases to be: the group is an ordinary one again."""
+        self.differences.close()
         self._stop_counting()
         self._release()
         self.group.set_retention(self.sender.consumer, None)
@@ -155,7 +173,7 @@ class PrimaryPair:
             return self._refuse(RefuseCode.BAD_REQUEST, f"connection {pull.index} of {pull.count}")
         if group.read_error is not None:
             # Not recovered: where its journal ends is not known, so nothing can be said of what the secondary has.
-            return self._refuse(RefuseCode.BUSY, f"group {group.name} is held: {group.read_error}")
+            return self._refuse(RefuseCode.BUSY, group.say("is held", group.read_error))
         if not pull.generation:
             return None
         if pull.generation != group.generation:
@@ -183,10 +201,12 @@ class PrimaryPair:
             return self._refuse(RefuseCode.BAD_REQUEST, f"the pair begins behind record {record.start_seq}")
         elif last < group.last_seq and last + 1 < group.journal.first:
             text = f"the secondary needs record {last + 1}, kept are those from {group.journal.first} on"
+            self.differences.give_up()
             self.suspend(PairEvent.FAIL, text)
             return self._refuse(RefuseCode.TRIMMED, text)
         else:
             return None
+        self.differences.give_up()
         self.suspend(PairEvent.FAIL, text)
         return self._refuse(RefuseCode.DIVERGED, text)
 
@@ -207,6 +227,7 @@ class PrimaryPair:
             self.group.refuse_writes(ReadOnly(f"group {self.group.name}: {reason}"))
             record.diverged = {"cut_seq": fence.cut_seq, "last_seq": self.group.complete_seq}
             self._context.move(record, PairEvent.TAKEOVER, reason)
+            self.differences.give_up()
             self.group.fail_waiting(self._fence_error())
             if self.mirror is not None:
                 self.mirror.stop()
@@ -237,6 +258,16 @@ class PrimaryPair:
             for link in links:
                 link.close("fenced")
 
+    def farewell(self, link: Link, farewell: Farewell) -> None:
+        """The secondary's side is gone: that is kept durably before the answer."""
+        record = self.record
+        if link.peer is None or link.peer.controller != record.peer:
+            link.send(self._refuse(RefuseCode.WRONG_PEER, f"the pair's secondary is {record.peer}").encode())
+        else:
+            self.noticed(Notice("delete", farewell.reason))
+            link.send(farewell.encode())
+        link.close("farewell heard")
+
     def _fence_error(self) -> RemoteCopyError:
         return ReadOnly(f"group {self.group.name}: {self.record.reason}; hosts write at {self.record.peer} now")
 
@@ -263,6 +294,7 @@ class PrimaryPair:
 
     def _release(self) -> None:
         """Nothing waits for the secondary any more."""
+        self.differences.freeze()
         if self.mirror is not None:
             self.mirror.stop()
         if not self.record.spec.keep_journal:
@@ -290,6 +322,7 @@ class PrimaryPair:
         if notice.event == "delete":
             self.record.peer_deleted = True
             self._context.save(self.record)
+            self.differences.give_up()
         if self.active:
             event = PairEvent.SPLIT if notice.event == "suspend" else PairEvent.FAIL
             self.suspend(event, f"at the secondary: {notice.reason}")

@@ -21,7 +21,7 @@ from controllerd.replication.contact import Contact
 from controllerd.replication.context import Context, is_active
 from controllerd.replication.frames import Frame, FrameError, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
-from controllerd.replication.links import Link, dial
+from controllerd.replication.links import ask
 from controllerd.replication.messages import Accept, Fence, Fenced, Notice, Refuse, RefuseCode
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.receiver import PullFacts, Receiver
@@ -40,6 +40,8 @@ class SecondaryPair:
         self.domain = domain
         self.stall: str | None = None
         """Why nothing that arrives can be journaled, for people."""
+        self.downstream_waits = False
+        """In a cascade: whether the next site needs a tick of this group, which has to come from upstream."""
         self._context = context
         self._told = False
         self._connected = False
@@ -79,9 +81,8 @@ class SecondaryPair:
         Raises:
             BadOrder: the domain's groups have another kind of write times.
         """
-        base = 0
-        if self.record.generation:
-            base = self.record.base_time if self.record.spec.mode == "async" else self.group.applied_time
+        # A synchronous secondary gives the times itself: nothing that it does not have is older than what it shows.
+        base = self.record.base_time if self.record.generation and self.record.spec.mode == "async" else 0
         self.domain.add(self.group, base, self.mode)
 
     def start(self) -> None:
@@ -107,7 +108,7 @@ class SecondaryPair:
         record = self.record
         if self.group.read_error is not None:
             # Not recovered: what is here is not known, so what is missing cannot be asked for.
-            self.receiver.reason = f"group {self.group.name} is held: {self.group.read_error}"
+            self.receiver.reason = self.group.say("is held", self.group.read_error)
             return None
         if not self.active and self._told:
             return None
@@ -154,9 +155,10 @@ class SecondaryPair:
 
     def refused(self, refuse: Refuse) -> None:
         record = self.record
-        self._told = not self.active
         if not self.active:
+            self._told = refuse.code != RefuseCode.BUSY  # who is busy has taken no note of the state here
             return
+        self._told = False
         if refuse.code in _FAILURES:
             self.suspend(PairEvent.FAIL, f"{record.peer} refuses: {refuse.text}")
         elif refuse.code == RefuseCode.UNKNOWN_PAIR and record.generation:
@@ -201,7 +203,7 @@ class SecondaryPair:
         return self.group.applied_time
 
     def tick_wanted(self) -> bool:
-        return self.domain.tick_wanted(self.group.name)
+        return self.downstream_waits or self.domain.tick_wanted(self.group.name)
 
     # ---- events of the intake -----------------------------------------------------------
 
@@ -259,20 +261,23 @@ class SecondaryPair:
         """This side gives itself ticks from now on: they say nothing of what it knows. Returns whether that is new."""
         if self.record.adrift_time:
             return False
-        self.record.adrift_time = max(1, self.group.last_time)
+        # A number is given once, so the last one is known; with equal times only what is older than the last is.
+        known = self.group.last_time + (self.group.write_time.source == "sequence")
+        self.record.adrift_time = max(1, known)
         self._context.save(self.record)
         return True
 
     @property
     def limit_time(self) -> int:
-        """Write time up to which everything of the hosts is known here at the most; 0: the records' times say it."""
+        """Everything of the hosts that is older is known here, nothing else; 0: the records' times say it."""
         if self.record.state is PairState.SSWS:
             return 0
         return self.record.adrift_time or self.contact.limit_time
 
     def known_time(self, time: int) -> int:
         """What may be said of an image that is current up to ``time`` in this side's order."""
-        return min(time, self.limit_time) if self.limit_time else time
+        # What is older than the base of the pair was in the first copy.
+        return min(time, max(self.limit_time, self.record.base_time)) if self.limit_time else time
 
     def why_unheard(self) -> str:
         """Why nothing new of the hosts' writes can be known here, for people; "" if it can."""
@@ -309,7 +314,7 @@ class SecondaryPair:
         )
         while True:
             try:
-                answer = await self._send_fence(order)
+                answer = await ask(settings, record.peer, order.encode())
                 if answer.type == FrameType.FENCED:
                     return self._fence_told(Fenced.decode_untrusted(answer.payload))
                 if _is_unknown(answer):
@@ -329,36 +334,6 @@ class SecondaryPair:
         if fenced is not None and diverged:
             facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": fenced.bytes, "reason": diverged}
             self._context.report("pair-diverged", facts)
-
-    async def _send_fence(self, order: Fence) -> Frame:
-        """Send the fence and return the answer.
-
-        Raises:
-            Unreachable, NotAuthorised: the old primary cannot be asked.
-        """
-        loop = asyncio.get_running_loop()
-        link = await dial(self._context.settings, self.record.peer)
-        answer: asyncio.Future[Frame] = loop.create_future()
-
-        def frames(link: Link, frames: list[Frame]) -> None:
-            if not answer.done():
-                answer.set_result(frames[0])
-
-        def lost(link: Link, reason: str) -> None:
-            if not answer.done():
-                answer.set_exception(FrameError(reason))
-
-        link.on_frames, link.on_lost = frames, lost
-        if link.closed:  # lost in the turn between the handshake and now
-            raise FrameError(link.reason)
-        link.send(order.encode())
-        try:
-            async with asyncio.timeout(self._context.settings.handshake_timeout_s):
-                return await answer
-        except TimeoutError:
-            raise FrameError("no answer to FENCE") from None
-        finally:
-            link.close("fence told")
 
 
 def _mode(time_source: str) -> Mode:

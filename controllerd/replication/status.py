@@ -85,7 +85,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
     """Status of a pair whose primary is here."""
     record, group, sender, ack = pair.record, pair.group, pair.sender, pair.sender.ack
     now_s = asyncio.get_running_loop().time()
-    lag_s = sender.lag.lag_seconds(now_s)
+    lag_s = sender.lag.lag_seconds(now_s, missing=group.last_seq > ack.applied)
     cut = pair.active and not sender.connected
     return PairStatus(
         pair_id=record.spec.identity,
@@ -130,8 +130,9 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
     beat = pair.contact.beat
     now_s = asyncio.get_running_loop().time()
-    lag_s = pair.contact.lag.lag_seconds(now_s)
     missing = receiver.missing()
+    lacking = intake.applied_seq < intake.received_seq or (missing is not None and missing[0] > 0)
+    lag_s = pair.contact.lag.lag_seconds(now_s, missing=lacking)
     taken_over = record.state is PairState.SSWS
     unheard = {name: other.why_unheard() for name, other in by_group.items()}
     held = None if taken_over else find_holder(pair.domain, by_group, unheard)

@@ -18,11 +18,13 @@ Source: RC ¶45, ¶59-61; spec §5.1, §7.6; invariants I1, I3, I5, I16, I20.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from controllerd.model.apply_plan import FinalPlan
 from controllerd.model.errors import Busy, NotFound
+from controllerd.model.lag import LEAST_S
 from controllerd.model.pair_state import PairEvent, PairState, Role, next_state
 from controllerd.model.records import DATA_KINDS
 from controllerd.replication.applier import DomainApplier
@@ -31,7 +33,6 @@ from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import find_holder
 from controllerd.storage.group import Group
 from controllerd.storage.system import Restart
-from controllerd.storage.volume import Volume
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256
@@ -217,7 +218,11 @@ class Takeover:
         )
 
     def _known_rpo_s(self, groups: tuple[TakeoverGroup, ...]) -> float | None:
-        """Seconds of write time between the newest the primary told of and what is in the image."""
+        """Seconds of write time between the newest the primary told of and what is in the image.
+
+        Never 0 when something is missing: hosts' own times (time source ``host``) may stand still between two
+        writes, so the time that passed at the primary counts as well.
+        """
         if any(pair.record.time_source == "sequence" for pair in self._pairs):
             return None
         if all(group.missing_writes == 0 and group.unusable_writes == 0 for group in groups):
@@ -225,8 +230,11 @@ class Takeover:
         known = [group.primary_time for group in groups if group.primary_time is not None]
         if len(known) < len(groups):
             return None
-        oldest = min(group.cut_time for group in groups if group.missing_writes or group.unusable_writes)
-        return max(0.0, (max(known) - oldest) / 1e9)
+        lacking = [group for group in groups if group.missing_writes or group.unusable_writes]
+        found_s = (max(known) - min(group.cut_time for group in lacking)) / 1e9
+        if found_s < LEAST_S or any(pair.record.time_source == "host" for pair in self._pairs):
+            found_s = max(found_s, *(self._by_group[group.group].contact.lag.told_s for group in lacking))
+        return max(LEAST_S, found_s) if math.isfinite(found_s) else None
 
     def _warnings(self) -> list[str]:
         found = []
@@ -243,8 +251,9 @@ class Takeover:
                 found.append(f"group {name}: {record.peer} was never reached; its volumes are empty")
             if record.state in (PairState.PSUE, PairState.PSUS):
                 found.append(f"group {name}: the pair is {record.state.value} ({record.reason}); its image is old")
-            if pair.group.describe_fault() is not None and pair.group.role is Role.SECONDARY:
-                found.append(f"group {name}: {pair.group.describe_fault()}")
+            fault = pair.group.name_fault()
+            if fault is not None and pair.group.role is Role.SECONDARY:
+                found.append(fault)
         return found
 
     # ---- doing it ----------------------------------------------------------------------
@@ -343,15 +352,12 @@ class Takeover:
                     continue
                 group.apply_through(min(through, group.applied_seq + SLICE))
                 await asyncio.sleep(0)
-        for volume in self._volumes():
-            volume.open_reads()
-
-    def _volumes(self) -> list[Volume]:
-        return [volume for pair in self._pairs for volume in pair.group.volumes.values()]
+        for pair in self._pairs:
+            pair.group.open_reads()
 
     def _close_reads(self) -> None:
-        for volume in self._volumes():
-            volume.close_reads()
+        for pair in self._pairs:
+            pair.group.close_reads()
 
     async def _promote(self, cut: _Cut, generations: dict[str, int]) -> None:
         storage = self._context.storage

@@ -55,13 +55,15 @@ class Ticker:
                     continue
             quiet.append(group)
         if self._write_time.source == "sequence":
-            # Numbers leave no gaps, so ticks say nothing new, unless numbers went to groups without a pair.
+            # Ticks say nothing new, unless numbers were left out, or went to groups without a pair.
             return [group for group in quiet if wanted(group)]
         asked = any(wanted(group) for group in quiet)
-        if asked:
-            # The last tick did not help (the secondary's line is ahead of it): the time moves even if nothing used it.
+        behind = any(group.last_time <= self._newest for group in quiet)
+        if asked or (behind and self._write_time.last <= self._newest):
+            # The last tick did not help (the secondary's line is ahead of it), or would not (the newest record was a
+            # tick of the primary that was here before): the time moves even if nothing used it.
             self._write_time.observe(self._write_time.last)
-        if asked or any(group.last_time <= self._newest for group in quiet):
+        if asked or behind:
             return quiet  # all or none: a tick that is later than the others' last time would be left over
         return []
 

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 from crc32c import crc32c
 
@@ -34,7 +38,11 @@ CREATE TABLE IF NOT EXISTS map_pages (
     PRIMARY KEY (volume, page));
 """
 
+_DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What reading a damaged database raises; the second when the text of the error itself quotes the damage."""
+
 Document = dict[str, Any]
+Content = TypeVar("Content", str, bytes)
 
 
 class Catalogue:
@@ -58,7 +66,7 @@ class Catalogue:
                 raise Corrupt(damage)
             self._database.executescript(_SCHEMA)
             known = self.get_fact("format")
-        except (sqlite3.DatabaseError, Corrupt) as error:
+        except (*_DAMAGE, Corrupt) as error:
             self._database.close()
             raise Corrupt(f"{path}: not a usable catalogue: {error}") from error
         if known is None:
@@ -86,12 +94,13 @@ class Catalogue:
         with self._lock:
             try:
                 return self._database.execute(query, (argument,)).fetchall()
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 raise Corrupt(f"{self._path}: catalogue: {error}") from error
 
-    def _checked(self, seal: int, content: str | bytes, *key: str | int) -> str | bytes:
-        """Return ``content`` of the row ``key``, which was kept with the checksum ``seal``."""
-        if _seal(content, *key) != seal:
+    def _checked(self, kind: type[Content], seal: object, content: object, *key: str | int) -> Content:
+        """Return ``content`` of the row ``key``, which was kept as this ``kind`` with the checksum ``seal``."""
+        # A damaged row can have values of any type: what type they have is written in the row.
+        if not isinstance(content, kind) or _seal(content, *key) != seal:
             named = " ".join(str(part) for part in key)
             raise Corrupt(f"{self._path}: catalogue: {named} is damaged (its checksum is wrong)")
         return content
@@ -99,7 +108,7 @@ class Catalogue:
     def get_fact(self, name: str) -> Any:
         """Return one fact, or None."""
         rows = self._rows("SELECT value, crc FROM facts WHERE name = ?", name)
-        return json.loads(self._checked(rows[0][1], rows[0][0], "fact", name)) if rows else None
+        return json.loads(self._checked(str, rows[0][1], rows[0][0], "fact", name)) if rows else None
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep one fact."""
@@ -112,7 +121,7 @@ class Catalogue:
     def get_documents(self, kind: str) -> dict[str, Document]:
         """Return every document of a kind, by name."""
         rows = self._rows("SELECT name, document, crc FROM documents WHERE kind = ? ORDER BY name", kind)
-        return {name: json.loads(self._checked(seal, text, kind, name)) for name, text, seal in rows}
+        return {name: json.loads(self._checked(str, seal, text, kind, name)) for name, text, seal in rows}
 
     def put_document(self, kind: str, name: str, document: Document) -> None:
         """Keep one document."""
@@ -128,7 +137,7 @@ class Catalogue:
         """Return the kept pages of a volume's map, by page number."""
         rows = self._rows("SELECT page, entries, crc FROM map_pages WHERE volume = ?", volume_id)
         for page, entries, seal in rows:
-            self._checked(seal, entries, "map of volume", volume_id, "page", page)
+            self._checked(bytes, seal, entries, "map of volume", volume_id, "page", page)
         return {page: entries for page, entries, _ in rows}
 
     def delete_volume(self, name: str, volume_id: int) -> None:
@@ -136,6 +145,15 @@ class Catalogue:
         with self._writing():
             self._database.execute("DELETE FROM map_pages WHERE volume = ?", (volume_id,))
             self._database.execute("DELETE FROM documents WHERE kind = 'volume' AND name = ?", (name,))
+
+    def forget_group(self, name: str, volumes: Mapping[str, int]) -> None:
+        """Forget a group with its ``volumes`` (name: volume id) and their maps, together."""
+        with self._writing():
+            database = self._database
+            ids, names = [(number,) for number in volumes.values()], [(volume,) for volume in volumes]
+            database.executemany("DELETE FROM map_pages WHERE volume = ?", ids)
+            database.executemany("DELETE FROM documents WHERE kind = 'volume' AND name = ?", names)
+            database.execute("DELETE FROM documents WHERE kind IN ('group', 'destaging') AND name = ?", (name,))
 
     def checkpoint(
         self, pages: Iterable[tuple[int, int, bytes]], documents: Iterable[tuple[str, str, Document]]
@@ -157,6 +175,32 @@ class Catalogue:
         """Close the database, once no other thread is at work in it (SQLite would crash the process)."""
         with self._lock:
             self._database.close()
+
+
+def peek_fact(path: str, name: str, *, in_use: bool) -> Any:
+    """One fact of the catalogue at ``path``, or None; nothing there changes. ``in_use``: a controller has it open.
+
+    Raises:
+        Corrupt: it cannot be read as a catalogue.
+    """
+    if not os.path.exists(path):
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        found = f"file:{quote(path)}?mode=ro"
+        if not in_use:
+            # A copy: to open a database that was not closed means to put it in order, even for reading only.
+            found = f"file:{quote(directory)}/copy"
+            try:
+                for suffix in filter(lambda suffix: os.path.exists(path + suffix), ("", "-wal")):
+                    shutil.copyfile(path + suffix, f"{directory}/copy{suffix}")
+            except OSError as error:
+                raise Corrupt(f"{path}: {error.strerror}") from error
+        try:
+            with contextlib.closing(sqlite3.connect(found, uri=True)) as database:
+                rows = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchall()
+        except sqlite3.Error as error:
+            raise Corrupt(f"{path}: not a usable catalogue: {error}") from error
+    return json.loads(rows[0][0]) if rows else None
 
 
 def _seal(content: str | bytes, *key: str | int) -> int:

@@ -25,8 +25,13 @@ _IN_USE: Final = "is in use as a disk, of this controller or of another one"
 
 
 def failure(disk: str, reason: str) -> str:
-    """One line for people: why ``disk`` is not used."""
+    """One line for people: why ``disk`` is not used any more."""
     return f"disk {disk}: {reason}; restart the controller once the disk works"
+
+
+def absence(disk: str, reason: str) -> str:
+    """One line for people: why ``disk`` was not taken into use."""
+    return f"disk {disk}: {reason}; order group recover for its groups once the disk works"
 
 
 def open_disk(files: Files, name: str, path: str, size: int) -> Disk:
@@ -34,17 +39,17 @@ def open_disk(files: Files, name: str, path: str, size: int) -> Disk:
     try:
         file = files.open(path)
     except OSError as error:
-        return Disk(name, path, size, AbsentFile(path), failure(name, f"{path}: {error.strerror}"))
+        return Disk(name, path, size, AbsentFile(path), absence(name, f"{path}: {error.strerror}"))
     try:
         present = file.size()
         claimed = file.claim()
     except OSError as error:
-        return Disk(name, path, size, file, failure(name, f"{path}: {error.strerror}"))
+        return Disk(name, path, size, file, absence(name, f"{path}: {error.strerror}"))
     if not claimed:
         file.close()
-        return Disk(name, path, size, AbsentFile(path), failure(name, f"{path} {_IN_USE}"))
+        return Disk(name, path, size, AbsentFile(path), absence(name, f"{path} {_IN_USE}"))
     short = present < size
-    return Disk(name, path, size, file, failure(name, f"{path} has {present} bytes, it had {size}") if short else None)
+    return Disk(name, path, size, file, absence(name, f"{path} has {present} bytes, it had {size}") if short else None)
 
 
 def take_disk(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -50,10 +51,11 @@ from controllerd.model.records import (
 from controllerd.model.write_time import WriteTime
 from controllerd.storage.acknowledge import Acknowledgement, Durability
 from controllerd.storage.budget import CacheBudget
+from controllerd.storage.differences import Differences
 from controllerd.storage.journal import Journal, JournalRange
 from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
 from controllerd.storage.pending import Entry, Pending
-from controllerd.storage.received import Applied, check_received, reserve, reserve_edges, show
+from controllerd.storage.received import Applied, check_received, reserve, show
 from controllerd.storage.volume import Volume
 
 _WRITE: Final = int(Kind.WRITE)
@@ -124,6 +126,10 @@ class Group:
         self.accepting = True
         self.held: str | None = None
         self.on_commit: list[Callable[[], None]] = []
+        self.copies: list[Differences] = []
+        """What each copy of the group elsewhere may not have."""
+        self.fed: list[Differences] = []
+        """Those of them that have to be told what is written."""
         self.on_overflow: Callable[[], None] | None = None
         self.on_pressure: Callable[[], None] = _nothing
         self.on_layer_full: Callable[[], None] = _nothing
@@ -147,8 +153,7 @@ class Group:
         self.set_mirror = acks.set_mirror
         self.mirror_progress = acks.mirror_progress
         self.fail_waiting = acks.fail_waiting
-        # Until the pairs are loaded again, what they had not got is kept for them.
-        self._retention: dict[str, int] = {RECOVERED: facts.retained} if facts.retained < facts.destaged else {}
+        self._retention = _retention_of(facts)
         budget.listen(self.update_accepting)
 
     # ---- what targets and replication ask ----------------------------------
@@ -230,10 +235,26 @@ class Group:
         """Whether a volume has records that are not applied yet."""
         return any(entry.volume == key for entry in self.pending)
 
+    @property
+    def broken(self) -> RemoteCopyError | None:
+        """Why the group's own storage does not work, or None: it is held, or its journal or a disk takes nothing."""
+        return self.read_error or self.journal.failed or self.disk_error
+
     def describe_fault(self) -> str | None:
         """One line for people when the group cannot work as it should; passing states (Busy) are no faults."""
-        error = self.read_error or self.journal.failed or self.disk_error or self.write_error
+        error = self.broken or self.write_error
         return None if error is None or isinstance(error, Busy) else str(error)
+
+    def name_fault(self) -> str | None:
+        """`describe_fault` for a list of many groups: it says once which one is meant."""
+        fault = self.describe_fault()
+        if fault is None or re.search(rf"\bgroup {re.escape(self.name)}(?![\w.-])", fault):
+            return fault
+        return f"group {self.name}: {fault}"
+
+    def say(self, what: str, error: object) -> str:
+        """``group g is held: ...``: what is so and because of what, without the group's name twice."""
+        return f"group {self.name} {what}: {str(error).removeprefix(f'group {self.name}: ')}"
 
     # ---- staging -----------------------------------------------------------
 
@@ -309,7 +330,7 @@ class Group:
         """Stage making a range read as zeros; returns the sequence number.
 
         ``no_hole``: the range is to have its space, now and later, so zeros are written like any other data; then
-        ``length`` bytes of memory and journal are taken, and it is limited like that of a write.
+        ``length`` bytes of memory and journal are taken, and it is limited like that of a write. Else no space is.
 
         Raises: as `stage_write`.
         """
@@ -319,7 +340,6 @@ class Group:
             raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
         if self._iov_size + HEADER_SIZE * (2 + length // MAX_RANGE) > self.journal.room:
             raise self._no_room(HEADER_SIZE)
-        reserve_edges(volume, offset, length)
         kind = Kind.TRIM if trim else Kind.ZEROES
         sequence = self._next
         for start in range(0, length, MAX_RANGE):
@@ -429,6 +449,8 @@ class Group:
             raise
         self.last_seq = self._next
         self.bytes_written += size
+        for copy in self.fed:
+            copy.note(staged, received)
         if self.role is Role.PRIMARY:
             cached = size
             for volume, _, offset, length, data in staged:
@@ -511,6 +533,19 @@ class Group:
         """Neither readable nor writable until a restart recovers it: what it would show cannot be trusted (I9)."""
         self.read_error = error
         self.release_cache()
+        self._refuse()
+
+    def begin_again(self) -> None:
+        """Be as the catalogue has it, for another try at the recovery of a group that is held since the last one."""
+        facts = self.facts
+        self.last_seq = self._next = facts.destaged
+        self.last_time, self.last_origin = facts.destaged_time, facts.destaged_origin
+        self.applied = Applied(facts.destaged, facts.destaged_time, facts.destaged_origin)
+        self._retention = _retention_of(facts)
+
+    def let_go(self) -> None:
+        """The recovery has ended well: readable and, if nothing else is in the way, writable from now on."""
+        self.read_error = None
         self._refuse()
 
     def _refuse(self) -> None:
@@ -642,6 +677,16 @@ class Group:
             if self.layer_bytes >= self.layer_limit or self.budget.full:
                 self.on_layer_full()
 
+    def close_reads(self) -> None:
+        """Let reads of all volumes wait until `open_reads`; see `Volume.close_reads`."""
+        for volume in self.volumes.values():
+            volume.close_reads()
+
+    def open_reads(self) -> None:
+        """Let reads go on."""
+        for volume in self.volumes.values():
+            volume.open_reads()
+
     @property
     def apply_room(self) -> bool:
         """Whether the cache takes more applied records now; the budget's listeners hear when it does again."""
@@ -767,6 +812,11 @@ class Group:
         """Leave the budget; the journal's files are closed."""
         self.budget.ignore(self.update_accepting)
         self.journal.close()
+
+
+def _retention_of(facts: GroupFacts) -> dict[str, int]:
+    """Until the pairs are loaded again, what they had not got is kept for them."""
+    return {RECOVERED: facts.retained} if facts.retained < facts.destaged else {}
 
 
 def _nothing() -> None:

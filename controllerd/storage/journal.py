@@ -514,14 +514,21 @@ class Journal:
                 last = entry.last
                 entry = self._tail_by_first.get(last + 1)
             return JournalRange(first, last, buffers, size)
-        if first < self.first:
-            raise Trimmed(self.first)
         return self._read_segment(first, max_bytes, wait)
 
+    def find(self, sequence: int) -> tuple[Segment, int]:
+        """Return the segment that holds an appended record, and where in it that record or a near one before it begins.
+
+        Raises:
+            Trimmed: the record is no longer kept.
+        """
+        if sequence < self.first:
+            raise Trimmed(self.first)
+        segment = next(segment for segment in reversed(self.chain) if segment.first <= sequence)
+        return segment, segment.positions[bisect_right(segment.sequences, sequence) - 1]
+
     def _read_segment(self, first: int, max_bytes: int, wait: bool) -> JournalRange:
-        segment = next(segment for segment in reversed(self.chain) if segment.first <= first)
-        index = bisect_right(segment.sequences, first) - 1
-        position = segment.positions[index]
+        segment, position = self.find(first)
         view = memoryview(bytearray(min(segment.end - position, max_bytes + INDEX_STEP + PIECE_MAX)))
         if wait:
             try:

@@ -19,8 +19,10 @@ and so is a segment file that has become shorter.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from crc32c import crc32c
 
@@ -44,6 +46,9 @@ from controllerd.storage.journal_format import (
     SegmentHeader,
     decode_segment_untrusted,
 )
+
+SLICE: Final = 256
+"""Records handed on in one step."""
 
 
 @dataclass(slots=True)
@@ -100,18 +105,22 @@ def scan_journal(
     numbering: Numbering,
     on_segment: Callable[[Segment, int], None],
     on_record: Callable[[Record], None],
-) -> Scan:
+    opened: ExitStack,
+) -> Generator[None, None, Scan]:
     """Read the journal in ``directory`` from record ``first`` on, and hand every valid record on in order.
 
     ``start_ordinal``: older segments are not part of the journal any more. ``durable``: the
     journal is known to have been durable through this number. ``intact``: the machine has run
     on since the last append, so that nothing that was appended can be missing. Before the records of a segment
-    are handed on, ``on_segment`` gets it with the number through which it is known to be durable.
+    are handed on, ``on_segment`` gets it with the number through which it is known to be durable. ``opened`` closes
+    the files that were opened, should the caller not want them.
+
+    It yields between its steps (a segment read, `SLICE` records handed on), so that others can go on meanwhile.
 
     Raises:
         Corrupt: a record that was durable is damaged or missing.
     """
-    found, spares, damaged, next_ordinal = _open_segments(files, directory, group_id, start_ordinal, numbering)
+    found, spares, damaged, next_ordinal = _open_segments(files, directory, group_id, start_ordinal, numbering, opened)
     below = [ordinal for ordinal, (header, _) in found.items() if header.first <= first]
     if not below:
         raise Corrupt(f"{directory}: no journal segment holds record {first}")
@@ -125,10 +134,13 @@ def scan_journal(
         walk.proven = max(walk.proven, header.durable)
         segment, records, rest = _walk_segment(header, file, walk, numbering)
         chain.append(segment)
+        yield
         on_segment(segment, walk.proven)
-        for record in records:
+        for index, record in enumerate(records, 1):
             if record.sequence >= first:
                 on_record(record)
+            if not index % SLICE:
+                yield
         following = [later for later, (header, _) in found.items() if later > ordinal and header.first == walk.expected]
         if not following:
             break
@@ -152,7 +164,7 @@ def scan_journal(
 
 
 def _open_segments(
-    files: Files, directory: str, group_id: int, start_ordinal: int, numbering: Numbering
+    files: Files, directory: str, group_id: int, start_ordinal: int, numbering: Numbering, opened: ExitStack
 ) -> tuple[dict[int, tuple[SegmentHeader, File]], list[File], list[File], int]:
     """Return the segments that can be the journal's by ordinal, the other files, and the next free ordinal.
 
@@ -166,6 +178,7 @@ def _open_segments(
         if not name.endswith(".seg"):
             continue
         file = files.open(f"{directory}/{name}")
+        opened.callback(file.close)
         data = memoryview(bytearray(min(SEGMENT_HEADER.size, file.size())))
         file.read_now(data, 0)
         try:

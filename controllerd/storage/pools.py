@@ -28,7 +28,7 @@ _SHORT_SHIFT: Final = 5
 
 @dataclass(slots=True)
 class Disk:
-    """A file or raw block device that gives capacity. ``failed``: why it is not used any more, until a restart."""
+    """A file or raw block device that gives capacity. ``failed``: why it is not used now."""
 
     name: str
     path: str
@@ -168,15 +168,21 @@ class Pool:
         Returns the disks where that failed, which then must not be used.
         """
         failed: list[tuple[Disk, OSError]] = []
-        for index, disk in enumerate(self.disks):
+        for disk in self.disks:
             try:
                 if disk.failed is None:
-                    self._zero_free(index, disk)
+                    self.zero_free_on(disk)
             except OSError as error:
                 failed.append((disk, error))
         return failed
 
-    def _zero_free(self, index: int, disk: Disk) -> None:
+    def zero_free_on(self, disk: Disk) -> None:
+        """`zero_free` for one disk of the pool.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        index = self.disks.index(disk)
         position = self._starts[index]
         end = self._starts[index + 1] if index + 1 < len(self._starts) else len(self._used)
         while (position := self._used.find(0, position, end)) >= 0:

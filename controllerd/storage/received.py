@@ -43,7 +43,7 @@ def check_received(group: Group, kind: int, key: int, offset: int, length: int) 
 
 
 def reserve(volume: Volume, kind: int, offset: int, length: int) -> None:
-    """Reserve the disk regions that a record needs.
+    """Reserve the disk regions that a record needs: a write those that it touches, zeros none (see `_show_zeros`).
 
     Raises:
         NoSpace: the pool is full.
@@ -53,25 +53,29 @@ def reserve(volume: Volume, kind: int, offset: int, length: int) -> None:
         first, last = offset >> shift, (offset + length - 1) >> shift
         if not reserved[first] or (last != first and 0 in reserved[first + 1 : last + 1]):
             volume.reserve(first, last)
-    else:
-        reserve_edges(volume, offset, length)
-
-
-def reserve_edges(volume: Volume, offset: int, length: int) -> None:
-    """Reserve the regions that a zeroed range covers only in part: their zeros are written as blocks."""
-    mask = (1 << volume.shift) - 1
-    end = offset + length
-    if offset & mask:
-        volume.reserve(offset >> volume.shift, offset >> volume.shift)
-    if end & mask:
-        volume.reserve((end - 1) >> volume.shift, (end - 1) >> volume.shift)
 
 
 def show(volume: Volume, offset: int, length: int, data: memoryview | None) -> int:
     """Make one record visible: put it into the volume's cache. Returns the bytes of memory made for it besides."""
     if data is None:
-        return volume.layers.zero(offset, length)
+        return _show_zeros(volume, offset, length)
     return volume.layers.write(offset, data)
+
+
+def _show_zeros(volume: Volume, offset: int, length: int) -> int:
+    """`show` for zeros. The zeros at the edges of the range, in regions covered only in part, are written as blocks.
+
+    Not where the region is a hole: it reads as zeros already, and blocks would need space. A hole has nothing in the
+    cache, since whatever is put there has its region from the moment it is staged; and what is staged already counts,
+    since it is shown before.
+    """
+    shift, end = volume.shift, offset + length
+    mask = (1 << shift) - 1
+    if offset & mask and not volume.map[offset >> shift]:
+        offset = min(end, (offset | mask) + 1)
+    if end & mask and end > offset and not volume.map[end >> shift]:
+        end = max(offset, end & ~mask)
+    return volume.layers.zero(offset, end - offset) if end > offset else 0
 
 
 class Applied:
@@ -110,8 +114,7 @@ class Applied:
                         taken += volume.layers.write(offset, data)
                     taken += length
                 elif volume is not None and kind not in _NO_RANGE:
-                    reserve(volume, kind, offset, length)
-                    taken += volume.layers.zero(offset, length)
+                    taken += _show_zeros(volume, offset, length)
                 pop()
                 self.sequence = sequence
                 self.time = time

@@ -8,8 +8,10 @@ held: its volumes are neither readable nor writable until the operator decides (
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from bisect import bisect_right
+from collections.abc import Generator
 
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
@@ -19,17 +21,17 @@ from controllerd.storage.group import Group
 from controllerd.storage.io import Files
 from controllerd.storage.journal import Segment
 from controllerd.storage.journal_format import DATA_START
-from controllerd.storage.journal_scan import Numbering, scan_journal
+from controllerd.storage.journal_scan import Numbering, Scan, scan_journal
 from controllerd.storage.layers import Layers
 
 
-async def recover_group(group: Group, files: Files, reached: int, *, intact: bool = False) -> int:
-    """Bring a group up to the end of its journal; returns how many records were redone.
+async def recover_group(group: Group, files: Files, reached: int, *, intact: bool = False) -> int | None:
+    """Bring a group up to the end of its journal; returns how many records were redone, None when it is held.
 
     A primary's records become visible. At a secondary those through ``reached`` do, since the
     disks may have some of them, and the others wait for the apply loop. ``intact``: the machine
     has run on since the last write, only the process ended. A group that cannot be
-    recovered is held, and returns 0.
+    recovered is held.
     """
     facts = group.facts
     redone = 0
@@ -45,23 +47,28 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
 
     try:
         files.sync_directory(group.journal.directory)  # the run before may have died while it made a file
-        scan = scan_journal(
-            files,
-            group.journal.directory,
-            group_id=facts.group_id,
-            start_ordinal=facts.start_ordinal,
-            first=min(facts.retained, facts.destaged) + 1,
-            durable=max(facts.destaged, reached),
-            intact=intact,
-            numbering=Numbering(facts.incarnations, facts.generation, facts.numbered_here),
-            on_segment=_make_durable,
-            on_record=redo,
-        )
+        with contextlib.ExitStack() as opened:
+            scan = await _in_steps(
+                scan_journal(
+                    files,
+                    group.journal.directory,
+                    group_id=facts.group_id,
+                    start_ordinal=facts.start_ordinal,
+                    first=min(facts.retained, facts.destaged) + 1,
+                    durable=max(facts.destaged, reached),
+                    intact=intact,
+                    numbering=Numbering(facts.incarnations, facts.generation, facts.numbered_here),
+                    on_segment=_make_durable,
+                    on_record=redo,
+                    opened=opened,
+                )
+            )
+            opened.pop_all()  # they are the journal's now
         group.journal.adopt(scan.chain, scan.spares, scan.last, scan.next_ordinal)
     except (RemoteCopyError, OSError) as error:
         _forget(group)
         group.hold(error if isinstance(error, RemoteCopyError) else DiskFailed(f"group {group.name}: {error}"))
-        return 0
+        return None
     last = group.journal.last
     facts.incarnations = [*(run for run in facts.incarnations if run[0] <= last), (last + 1, group.incarnation + 1)]
     with contextlib.suppress(JournalFailed):  # then the group can be read, and says why it takes no writes
@@ -69,6 +76,17 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
         group.journal.sync_now()  # before the catalogue names the incarnation
     group.update_accepting()
     return redone
+
+
+async def _in_steps(scan: Generator[None, None, Scan]) -> Scan:
+    """Run a scan to its end, leaving the loop free between its steps: other groups may be at work."""
+    while True:
+        try:
+            next(scan)
+        except StopIteration as ended:
+            found: Scan = ended.value
+            return found
+        await asyncio.sleep(0)
 
 
 def _forget(group: Group) -> None:

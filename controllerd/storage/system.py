@@ -27,6 +27,7 @@ from controllerd.storage.checkpoint import Checkpointer
 from controllerd.storage.destage import Destager
 from controllerd.storage.disks import failure, open_disk, take_disk
 from controllerd.storage.group import Group, GroupFacts, fresh_group_id
+from controllerd.storage.held import HeldGroups
 from controllerd.storage.io import Files
 from controllerd.storage.journal import Journal
 from controllerd.storage.pools import Disk, Pool
@@ -111,6 +112,11 @@ class StorageSystem:
         self._full_since: dict[str, int] = {}
         self.guard: Callable[[Group, str], None] = _allow
         """Asked before an order changes a group's volumes; raises Conflict when a pair forbids it."""
+        self.on_recovered: Callable[[Group], None] = _nothing_more
+        """Told of a group that was held and works again, before anything is written to it."""
+        self.held = HeldGroups(self, files)
+        self._intact = False
+        """Whether this run found the machine as the one before left it."""
         self._files = files
         self._rng = rng
         files.names(settings.data_directory)
@@ -134,31 +140,53 @@ class StorageSystem:
         """
         self._claim()
         boot = self.settings.boot
-        intact = bool(boot) and self.catalogue.get_fact("boot") == boot
+        self._intact = bool(boot) and self.catalogue.get_fact("boot") == boot
         clean = self.catalogue.get_fact("clean") is True
         self._load()
         if not clean:
             for disk, error in [found for pool in self.pools.values() for found in pool.zero_free()]:
                 self.fail_disk(disk, str(error))
-        windows = self.catalogue.get_documents("destaging")
         for group in self.groups.values():
-            if group.read_error is not None:
-                continue  # as it is in the catalogue, for a start with its disks
-            window = windows.get(group.name, {})
-            current = window.get("start_ordinal") == group.facts.start_ordinal
-            redone = await recover_group(group, self._files, window["reached"] if current else 0, intact=intact)
-            self.report(
-                "group-recovered",
-                {"group": group.name, "records": redone, "last": group.last_seq, "fault": group.describe_fault()},
-            )
-        self.catalogue.put_fact("clean", False)
+            if group.read_error is None:  # else as it is in the catalogue, until its disks are there
+                await self.recover(group)
         recovered = all(group.read_error is None for group in self.groups.values())
-        self.catalogue.put_fact("boot", boot if recovered else "")
+        self._begin_times(lost=bool(self.groups) and not (recovered and (clean or self._intact)))
+        self.catalogue.put_fact("clean", False)
+        self.note_run()
         for group in self.groups.values():
             if group.read_error is None:
                 self.catalogue.put_document("group", group.name, group.document())
-            self._start_background(group.name)
+            self.start_background(group.name)
         self.checkpointer.start()
+
+    def _begin_times(self, *, lost: bool) -> None:
+        """Hand out no write time twice. ``lost``: some may have been given to writes that nobody knows of here."""
+        times = self.write_time
+        kept = self.catalogue.get_fact("write-time")
+        if kept:
+            times.observe(kept)
+        if lost:
+            times.pass_lost()
+        self.keep_write_time()
+
+    def keep_write_time(self) -> None:
+        """Remember the last write time that was given out."""
+        self.catalogue.put_fact("write-time", self.write_time.last)
+
+    async def recover(self, group: Group) -> int | None:
+        """Read a group's journal and redo what the disks lack; returns how many records, None when it is held."""
+        window = self.catalogue.get_documents("destaging").get(group.name, {})
+        current = window.get("start_ordinal") == group.facts.start_ordinal
+        redone = await recover_group(group, self._files, window["reached"] if current else 0, intact=self._intact)
+        fault = str(group.read_error) if redone is None else None
+        facts = {"group": group.name, "records": redone or 0, "last": group.last_seq, "fault": fault}
+        self.report("group-recovered", facts)
+        return redone
+
+    def note_run(self) -> None:
+        """Remember in which run of the machine all groups were recovered; while one was not: in none."""
+        recovered = all(group.recovered for group in self.groups.values())
+        self.catalogue.put_fact("boot", self.settings.boot if recovered else "")
 
     async def stop(self) -> None:
         """Put everything on the disks and close; a start after this redoes nothing.
@@ -167,7 +195,7 @@ class StorageSystem:
         """
         await self.checkpointer.stop()
         for name in self.groups:
-            await self._stop_background(name)
+            await self.stop_background(name)
         try:
             async with asyncio.timeout(30):
                 await self.checkpointer.checkpoint()
@@ -372,18 +400,20 @@ class StorageSystem:
             group.end_recovery()
             group.journal.sync_now()  # the catalogue must not name a group whose journal power loss could take away
         except JournalFailed as error:
-            self._forget_group(name)
+            self.drop_group(name)
             raise NoSpace(f"group {name}: no journal segment in {group.journal.directory}: {error}") from error
         group.update_accepting()
         self.catalogue.put_document("group", name, group.document())
-        self._start_background(name)
+        self.start_background(name)
         return group
 
-    def _start_background(self, name: str) -> None:
+    def start_background(self, name: str) -> None:
+        """Let a group's destages and spare segments be made."""
         self.destagers[name].start()
         self._spare_makers[name].start()
 
-    async def _stop_background(self, name: str) -> None:
+    async def stop_background(self, name: str) -> None:
+        """Return when nothing of a group is being written in the background any more."""
         await self.destagers[name].stop()
         await self._spare_makers[name].stop()
 
@@ -423,12 +453,21 @@ class StorageSystem:
         group.on_pressure = self.checkpointer.request
         return group
 
-    def _forget_group(self, name: str) -> None:
+    def drop_group(self, name: str) -> str:
+        """Let go of a group that the catalogue does not have, and remove its journal.
+
+        Returns what is left of the journal, which no other group will take for its own: "" or the directory.
+        """
         group = self.groups.pop(name)
         del self.destagers[name], self._spare_makers[name]
         group.close()
-        for file_name in self._files.names(group.journal.directory):
-            self._files.remove(f"{group.journal.directory}/{file_name}")
+        directory = group.journal.directory
+        try:
+            for file_name in self._files.names(directory):
+                self._files.remove(f"{directory}/{file_name}")
+        except OSError as error:
+            return f"{directory}: {error.strerror}"
+        return ""
 
     async def delete_group(self, name: str) -> None:
         """Forget an empty group and its journal.
@@ -442,10 +481,11 @@ class StorageSystem:
             raise Conflict(f"group {name} has volumes: {', '.join(v.name for v in group.volumes.values())}")
         self.guard(group, f"delete group {name}")
         async with self.checkpointer.lock:  # else a checkpoint under way would bring the document back
-            await self._stop_background(name)
+            await self.stop_background(name)
+            self.keep_write_time()  # its journal said so until now
             self.catalogue.delete_document("destaging", name)
             self.catalogue.delete_document("group", name)
-            self._forget_group(name)
+            self.drop_group(name)
 
     def group(self, name: str) -> Group:
         """Return the group named ``name``.
@@ -709,6 +749,10 @@ def _check_works(disk: Disk) -> None:
 
 def _allow(group: Group, order: str) -> None:
     """Default guard."""
+
+
+def _nothing_more(group: Group) -> None:
+    """Nobody else has to do with groups."""
 
 
 async def _run_inline(function: Callable[..., Any], *arguments: Any) -> Any:

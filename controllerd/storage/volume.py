@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from controllerd.model.access import Client, Grant, Rules, grant
 from controllerd.model.errors import BadOrder, Busy, Corrupt, DiskFailed
+from controllerd.storage import differences
 from controllerd.storage.layers import BLOCK_SHIFT, Layers, Run, among
 from controllerd.storage.pools import Pool
 
@@ -117,6 +118,27 @@ class Volume:
         """Whether every byte reads as zero because nothing was ever kept."""
         return self.layers.clean and not self._mapped and not self.group.has_pending(self.key)
 
+    # ---- copies ------------------------------------------------------------
+
+    @property
+    def copied(self) -> bool:
+        """Whether there is a copy elsewhere, so that what differs from it can be asked for."""
+        return bool(self.group.copies)
+
+    @property
+    def differences_known(self) -> bool:
+        """Whether `differing` knows everything written so far; if not, let `learn_differences` end first."""
+        return all(copy.known for copy in self.group.copies)
+
+    async def learn_differences(self) -> None:
+        """Find out, within `differences.LEARN_S`, what copies may not have of everything written before the call."""
+        for copy in list(self.group.copies):
+            await copy.learn()
+
+    def differing(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Return (length, some copy may not have it durably) runs that cover the range exactly."""
+        return differences.differing(self, offset, length)
+
     # ---- map ---------------------------------------------------------------
 
     def load_map(self, pages: dict[int, bytes]) -> None:
@@ -212,7 +234,7 @@ class Volume:
                 while self._opening is not None:
                     await self._opening.wait()
         except TimeoutError:
-            raise Busy(f"volume {self.name}: a takeover is not finished, its image is between two states") from None
+            raise Busy(f"volume {self.name}: its image is between two states; what is applied cannot go on") from None
 
     def read_into(self, buffer: memoryview, offset: int) -> bool:
         """Fill ``buffer`` from byte ``offset``; the caller has checked the range.

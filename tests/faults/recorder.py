@@ -19,7 +19,7 @@ import uvloop
 
 from hostsim.errors import CommandFailed, ConnectFailed, ConnectionLost
 from hostsim.nbdclient import NbdConnection
-from tests.integration.harness import Controller
+from tests.integration.harness import Controller, wait_for
 from tests.simulation.checker import check
 from tests.simulation.history import (
     SECTOR,
@@ -45,6 +45,11 @@ from tests.simulation.history import (
 )
 
 WRITE_SECTORS_MAX = 8
+
+
+def _applied(controller: Controller) -> list[int | None]:
+    """How far each secondary group of a controller is applied."""
+    return [entry["applied"]["seq"] for entry in controller.pairs() if entry["role"] == "secondary"]
 
 
 class Recorder:
@@ -151,8 +156,17 @@ class Recorder:
             self.history.add(ReadAnswered(self.now, number, self.history.shown(volume, 0, data)))
 
     def image(self, controller: Controller) -> None:
-        """Note what all volumes show; nothing may be changing them."""
-        self.history.add(Image(self.now, controller.name, uvloop.run(self._images(controller))))
+        """Note what all volumes show. No host may be writing; a secondary may be applying what it receives."""
+        wait_for(f"{controller.name} to show one moment", lambda: self._image(controller))
+
+    def _image(self, controller: Controller) -> bool:
+        """Note it unless something was applied meanwhile: the volumes are read one after the other."""
+        applied = _applied(controller)
+        shown = uvloop.run(self._images(controller))
+        still = _applied(controller) == applied
+        if still:
+            self.history.add(Image(self.now, controller.name, shown))
+        return still
 
     async def _images(self, controller: Controller) -> dict[str, tuple[int, ...]]:
         shown: dict[str, tuple[int, ...]] = {}

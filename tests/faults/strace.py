@@ -3,19 +3,23 @@
 Owns: attaching, and whether the call was reached.
 Never: starts the process or waits for its end; it is left running when this is closed.
 
-What a reader would get wrong: calls are counted from the moment of attaching, and for each thread by itself. A call
-that is made to fail does not take place.
+What a reader would get wrong: calls are counted from the moment of attaching, for each thread and each kind of call
+by itself. A call that is made to fail does not take place.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 DETACH_LIMIT_S = 20.0
+_CALL = re.compile(r"^(\d+) +(\w+)\(", re.MULTILINE)
+"""A line of strace's log that begins a call: thread, name."""
 
 
 class Injection:
@@ -48,9 +52,14 @@ class Injection:
             self._strace.communicate()
 
     @property
+    def made(self) -> int:
+        """How often a thread made the same call so far, of the thread and call with most: `when` counts up to here."""
+        return max(Counter(_CALL.findall(self._text())).values(), default=0)
+
+    @property
     def hits(self) -> int:
-        """How many calls were made to fail so far, or killed the process."""
-        if not self._log.exists():
-            return 0
-        text = self._log.read_text(errors="replace")
-        return text.count("(INJECTED)") + text.count("killed by SIGKILL")
+        """How many calls were made to fail so far."""
+        return self._text().count("(INJECTED)")
+
+    def _text(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""

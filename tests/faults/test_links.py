@@ -10,8 +10,8 @@ import pytest
 from tests.faults.matrix import WHOLE
 from tests.faults.namespaces import Network, network
 from tests.faults.recorder import Recorder
-from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_twice
-from tests.integration.harness import Site, reported, wait_until_applied
+from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_twice, wait_until_b_has_all
+from tests.integration.harness import Site, reported
 
 Fault = Callable[[Network, str, str], None]
 
@@ -67,7 +67,7 @@ def test_link_fails_and_heals(near: str, far: str, fault: Fault, policy: str) ->
             net.heal()
             recorder.fault_over("link")
             recorder.work(site["C"], steps=15, limit_s=20)
-            wait_until_applied(site["A"], site["B"], GROUPS)
+            wait_until_b_has_all(site)
             recorder.image(site["B"])
             for name in ("C", "A", "B"):
                 recorder.status(site[name])

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.faults.recorder import Recorder
-from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_twice
-from tests.integration.harness import Site, reported, wait_until_applied
+from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_twice, wait_until_b_has_all
+from tests.integration.harness import Site, reported
 
 STOPPED_S = 4.0
 
@@ -36,6 +36,6 @@ def test_a_daemon_that_stands_still_holds_nobody_for_long(victim: str, policy: s
         recorder.work(site["C"], steps=20)
         for name in ("C", "A", "B"):
             recorder.status(site[name])
-        wait_until_applied(site["A"], site["B"], GROUPS)
+        wait_until_b_has_all(site)
         take_over_twice(site, recorder)
     recorder.judge()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tests.faults.recorder import Recorder
-from tests.integration.harness import Controller, Settings, Site, create_pair
+from tests.integration.harness import Controller, Settings, Site, create_pair, position, wait_for
 
 GROUPS = {"g1": {"v1": 64 << 10, "v2": 64 << 10}, "g2": {"v3": 64 << 10}}
 SETTINGS = Settings(checkpoint_interval_s=0.2, destage_age_s=0.1, journal_bytes="16MiB", segment_bytes="4MiB")
@@ -43,6 +44,23 @@ def cascade(site: Site, recorder: Recorder, **options: Any) -> None:
         create_pair(site["A"], site["B"], group, mode="async")
     recorder.paired("C", "A", list(GROUPS), "sync")
     recorder.paired("A", "B", list(GROUPS), "async")
+
+
+def wait_until_b_has_all(site: Site) -> None:
+    """Return when B has all that A has, durably, and shows it.
+
+    Unless the pair of C and A is suspended: then A makes no ticks, because C has writes that A does not know, and the
+    last ones may wait at B for a takeover.
+    """
+    a, b = site["A"], site["B"]
+    targets = {group: position(a, "primary", group, "written") for group in GROUPS}
+
+    def reached(group: str) -> bool:
+        suspended = any(entry["state"] != "PAIR" for entry in a.pairs() if entry["role"] == "secondary")
+        return position(b, "secondary", group, "durable" if suspended else "applied") >= targets[group]
+
+    for group in GROUPS:
+        wait_for(f"group {group} of B to have write {targets[group]} of A", partial(reached, group))
 
 
 def again(recorder: Recorder, controller: Controller) -> None:

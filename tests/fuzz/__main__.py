@@ -13,7 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-TARGETS = {"nbd_handshake": "controllerd.targets.nbd", "nbd_transmission": "controllerd.targets.nbd"}
+TARGETS = {
+    "nbd_handshake": "controllerd.targets.nbd",
+    "nbd_transmission": "controllerd.targets.nbd",
+    "transfer_frames": "controllerd.replication",
+    "transfer_link": "controllerd.replication",
+    "journal": "controllerd.storage",
+    "catalogue": "controllerd.storage",
+    "configuration": "controllerd.config",
+    "management": "controllerd.management",
+}
 """Module with a function ``run``, and the package whose coverage guides it."""
 
 

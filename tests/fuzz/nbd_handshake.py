@@ -12,7 +12,16 @@ from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.fake_storage import FakeExports, FakeVolume
 
 LIMITS = Limits(option_max=600, option_drain_max=2000)
-_QUERIES = ("base:allocation", "base:", "remotecopy:write-time", "remotecopy:", "x-y:z", "nothing", "")
+_QUERIES = (
+    "base:allocation",
+    "base:",
+    "remotecopy:write-time",
+    "remotecopy:dirty",
+    "remotecopy:",
+    "x-y:z",
+    "nothing",
+    "",
+)
 _NAMES = ("vol", "", "nothing", "ro", "n" * 5000)
 _NUMBERS = (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 0, 4, 12, 0xFFFFFFFF)
 

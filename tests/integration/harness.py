@@ -241,6 +241,10 @@ class Controller:
         """POST an order. Raises HarnessFailed."""
         return self._answer(self._http.post(path, json=order), f"POST {path} {json.dumps(order)}")
 
+    def delete(self, path: str) -> Any:
+        """DELETE a path of the API. Raises HarnessFailed."""
+        return self._answer(self._http.delete(path), f"DELETE {path}")
+
     def _answer(self, response: httpx.Response, what: str) -> Any:
         if response.is_error:
             raise HarnessFailed(f"{self.name}: {what}: {response.status_code} {response.text}")
@@ -305,19 +309,19 @@ def create_pair(primary: Controller, secondary: Controller, group: str, **option
 def wait_until_applied(primary: Controller, secondary: Controller, groups: Iterable[str]) -> None:
     """Return when the secondary shows all that the primary has at the start of the wait. Raises HarnessFailed."""
     for group in groups:
-        target = _position(primary, "primary", group)
+        target = position(primary, "primary", group, "written")
 
         def reached(group: str = group, target: int = target) -> bool:
-            return _position(secondary, "secondary", group) >= target
+            return position(secondary, "secondary", group, "applied") >= target
 
         wait_for(f"group {group} of {secondary.name} to show write {target} of {primary.name}", reached)
 
 
-def _position(controller: Controller, role: str, group: str) -> int:
-    """Return up to which of the primary's numbers this side has it: written there, or applied here. 0: not known."""
+def position(controller: Controller, role: str, group: str, how: str) -> int:
+    """Return up to which of the primary's numbers this side has it: "written", "durable" or "applied". 0: not known."""
     for entry in controller.pairs():
         if (entry["group"], entry["role"]) == (group, role):
-            return int(entry["written" if role == "primary" else "applied"]["seq"] or 0)
+            return int(entry[how]["seq"] or 0)
     raise HarnessFailed(f"{controller.name}: group {group} is {role} of no pair")
 
 

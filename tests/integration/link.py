@@ -49,6 +49,10 @@ class Link:
         """Lose everything that is under way, and let nothing pass any more."""
         asyncio.run_coroutine_threadsafe(self._lose(), self._loop).result()
 
+    def mend(self) -> None:
+        """Let new connections pass again after `cut`."""
+        self._cut = False
+
     def close(self) -> None:
         """Cut it, and end the thread."""
         if self._thread.is_alive():

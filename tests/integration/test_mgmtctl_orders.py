@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import Busy, Conflict, NoSpace, Unreachable
+from controllerd.model.errors import Busy, Conflict, Corrupt, NoSpace, Unreachable
 from mgmtctl import pair_create
 from mgmtctl.errors import ExitCode
 from mgmtctl.main import main
@@ -250,6 +250,25 @@ def test_peer_that_is_not_configured_is_named(run: Run, sites: Served) -> None:
     code, _, err = pair(run)
     assert code == ExitCode.CONFLICT
     assert "controller B has no peer A; add a [[peer]] section" in err
+
+
+def test_forget_says_what_is_lost_before_it_asks(run: Run, sites: Served) -> None:
+    primary(run)
+    assert pair(run)[0] == 0
+    code, _, err = run("group", "forget", "A:g1", "--yes")
+    assert code == ExitCode.CONFLICT
+    assert "works" in err
+    assert run("group", "recover", "A:g1")[0] == ExitCode.CONFLICT
+    group = sites.controllers["A"].storage.groups["g1"]
+    sites.do(lambda: group.hold(Corrupt("journal record 7 is damaged")))
+    code, out, err = run("group", "forget", "A:g1")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert "everything in volumes v1, v2 of group A:g1 is lost for good" in err
+    assert "the pair with B:g1 is deleted here" in err
+    code, out, err = run("group", "forget", "A:g1", "--yes")
+    assert (code, out) == (0, "group g1 forgotten, and volumes v1, v2\n")
+    assert "B was not connected" in err
+    assert answer(run, "group", "list", "-c", "A") == []
 
 
 def test_errors_for_scripts_are_json_on_standard_error(run: Run) -> None:

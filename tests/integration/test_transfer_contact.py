@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from controllerd.model.lag import LEAST_S
 from controllerd.model.pair_state import PairState
 from controllerd.replication.contact import FACT
 from controllerd.replication.status import PairStatus
@@ -175,3 +177,33 @@ async def test_last_contact_is_known_after_a_restart(cascade: Cascade) -> None:
         assert abs(report.unknown_since - before.unknown_since) < 10**9
         assert cascade.at_b().lag_s
     await a.start()
+
+
+async def test_seconds_are_never_zero_while_writes_are_missing_at_a_primary_that_is_heard(tmp_path: Path) -> None:
+    """Hosts that give their own times may give the same one to many writes (time source ``host``)."""
+    a, b = (Site(name, tmp_path / name, storage={"time_source": "host"}, peer_timeout_s=30) for name in "AB")
+    for site in (a, b):
+        await site.start()
+        site.make({"g": ["v"]})
+    connect(a, b)
+    identity = await pair(a, "g", b)
+    await a.write("v", 0, b"one", time.time_ns())
+    await caught_up(a, b, "g")
+    intake = b.pairs.secondaries[identity].intake
+    intake.journal = lambda: None  # type: ignore[method-assign]  # what arrives is not taken in any more
+    same = a.group("g").last_time
+    for number in range(20):
+        a.put("v", number, b"not there", same)
+        assert a.pairs.status()[0].missing_writes
+        assert (lag_s := a.pairs.status()[0].lag_s) is None or lag_s >= LEAST_S
+        report = b.pairs.preview()
+        if report.groups[0].missing_writes:
+            assert report.rpo_known_s is not None
+            assert report.rpo_known_s >= LEAST_S
+            assert (lag_s := b.pairs.status()[0].lag_s) is not None
+            assert lag_s >= LEAST_S
+        await asyncio.sleep(0.02)
+    assert b.pairs.secondaries[identity].receiver.connected
+    assert b.pairs.preview().groups[0].missing_writes
+    for site in (a, b):
+        await site.stop()

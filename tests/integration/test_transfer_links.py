@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from controllerd.model.errors import NotAuthorised, Unreachable
 from controllerd.model.pair_state import Role
 from controllerd.replication.frames import FrameType, encode_data_header, encode_frame
 from controllerd.replication.links import dial
-from controllerd.replication.messages import Fence, Hello, Pull
+from controllerd.replication.messages import Farewell, Fence, Hello, Pull
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
+from controllerd.sockets import bind_unix
 from tests.certificates import Authority
 from tests.integration.transfer_site import KEY, Site, caught_up, connect, pair, spec, until
 
@@ -77,10 +79,20 @@ def settings_of(site: Site, name: str = "B", key: bytes = KEY, **changes: object
 async def test_orders_without_the_handshake_have_no_effect(pair_of_sites: tuple[Site, Site]) -> None:
     a, b = pair_of_sites
     fence = Fence("A:g-B:g", 5, 1, "not allowed").encode()
+    farewell = Farewell("A:g-B:g", "not allowed").encode()
     pull = Pull("A:g-B:g", "g", a.group("g").generation, 1, 1, 0, 2**63, 0, 1, 1 << 20, "PAIR", "").encode()
     hello = Hello(1, "B", 1, "ab" * 32).encode()
     proof = encode_frame(FrameType.PROOF, bytes(32))
-    for attack in ((fence,), (pull,), (hello, fence), (hello, proof, fence), (hello, pull), (hello, proof, pull)):
+    for attack in (
+        (fence,),
+        (farewell,),
+        (pull,),
+        (hello, fence),
+        (hello, proof, fence),
+        (hello, proof, farewell),
+        (hello, pull),
+        (hello, proof, pull),
+    ):
         answer = await converse(a.port, *attack)
         assert len(answer) < 300  # a HELLO at most
     await still_works(a, b)
@@ -165,6 +177,7 @@ async def test_authenticated_stranger_to_the_pair_gets_nothing(pair_of_sites: tu
     for request in (
         Pull("A:g-B:g", "g", a.group("g").generation, 1, 1, 0, 2**63, 0, 1, 1 << 20, "PAIR", ""),
         Pull("A:g-B:g", "g", a.group("g").generation, 1, 1, 0, 2**63, 0, 1, 1 << 20, "PSUE", "made up"),
+        Farewell("A:g-B:g", "made up"),
         Fence("A:g-B:g", 5, 1, "not allowed"),
     ):
         link = await dial(settings_of(a, name="Eve"), "A")
@@ -231,3 +244,30 @@ async def test_pair_over_mutual_tls(tmp_path: Path, key: bytes | None) -> None:
     await still_works(a, b)
     for site in (a, b):
         await site.stop()
+
+
+# ---- UNIX sockets ------------------------------------------------------------------
+
+
+async def test_unix_socket_is_its_users_alone_and_gone_after_the_stop(tmp_path: Path) -> None:
+    path = tmp_path / "transfer.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    a = await Site("A", tmp_path / "A", listen=Endpoint(path=str(path))).start()
+    assert path.stat().st_mode & 0o777 == 0o600
+    await a.stop()
+    assert not path.exists()
+
+
+async def test_served_unix_socket_is_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "transfer.sock"
+    a = await Site("A", tmp_path / "A", listen=Endpoint(path=str(path))).start()
+    b = Site("B", tmp_path / "B", listen=Endpoint(path=str(path)))
+    with pytest.raises(OSError, match=r"replication\.listen: .*another process listens there"):
+        await b.start()
+    assert path.exists()
+    b.storage.close()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="is not a socket"):
+        bind_unix(str(tmp_path / "file"), 0o600)
+    await a.stop()

@@ -81,6 +81,29 @@ def greeted(sock: socket.socket) -> bool:
         return False
 
 
+@pytest.mark.parametrize("served", [["--max-connections", "30"]], indirect=True)
+def test_silent_connections_from_many_addresses_cannot_fill_the_port(served: NbdServed) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(GoodHost(served))
+        silent = [stack.enter_context(from_address(served, f"127.0.1.{number + 1}")) for number in range(60)]
+        for _ in range(10):
+            run_tool("nbdinfo", served.tcp_uri())
+        assert "a newer connection took its place" in served.events()
+        assert greeted(silent[-1])
+        silent[0].settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            while silent[0].recv(64):  # its greeting may have come, and then its end
+                pass
+
+
+@pytest.mark.parametrize("served", [["--max-connections", "3"]], indirect=True)
+def test_port_full_of_sessions_refuses_and_keeps_them(served: NbdServed) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(GoodHost(served))
+        assert not greeted(stack.enter_context(from_address(served, "127.0.0.2")))
+
+
 @pytest.mark.parametrize("served", [["--max-connections", "30", "--max-per-address", "5"]], indirect=True)
 def test_one_address_cannot_keep_others_out(served: NbdServed) -> None:
     with contextlib.ExitStack() as stack:

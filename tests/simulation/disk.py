@@ -127,6 +127,8 @@ class SimulatedDisk:
         """Path -> distance in bytes: the next write there lands so far off (F17)."""
         self.phantom: set[str] = set()
         """Paths where the next write is reported as done and lost (F17)."""
+        self.spoil: Callable[[SimulatedFile, int, memoryview], None] | None = None
+        """Called with the file, the offset and what was read there; it may change that (F15, F17)."""
         self.life = 0
         self.cut_in: int | None = None
         """Calls until the power is cut or the daemon killed; None: never."""
@@ -333,6 +335,12 @@ class SimulatedFile:
         if len(data) < len(buffer):
             raise OSError(errno.EIO, f"the file ends at byte {len(self._content.seen)}")
         buffer[:] = data
+        if self._disk.spoil is not None:
+            self._disk.spoil(self, offset, buffer)
+
+    def peek(self, offset: int, length: int) -> bytes:
+        """Return what a read would give, as far as it goes, without being one."""
+        return bytes(self._content.seen[offset : offset + length])
 
     async def read(self, buffer: memoryview, offset: int) -> None:
         """See File; the content is that of some moment during the call."""

@@ -19,6 +19,7 @@ from tests.simulation.disk import POWER_LOSSES, Loss
 from tests.simulation.machine import PORT
 
 if TYPE_CHECKING:
+    from tests.simulation.disk import SimulatedFile
     from tests.simulation.machine import Site
     from tests.simulation.world import World
 
@@ -130,7 +131,7 @@ class PowerLoss(Fault):
 
 
 class PowerLossEverywhere(PowerLoss):
-    """All machines lose their power together."""
+    """All machines lose their power together; some get it back before the others."""
 
     name = "F7 power cut everywhere"
     weight = 0.7
@@ -139,6 +140,11 @@ class PowerLossEverywhere(PowerLoss):
         self._sites = list(self.world.sites.values())
         self.rng.shuffle(self._sites)
         self._cut()
+        early = random.Random()
+        early.setstate(self.rng.getstate())
+        if early.random() < 0.4:
+            for site in self._sites[1:]:
+                self.world.loop.call_later(early.random() * 0.5, site.boot)
 
 
 class Pause(Fault):
@@ -234,6 +240,35 @@ class DiskFull(DiskFault):
     number = errno.ENOSPC
     probability = (0.5, 1.0)
     weight = 0.7
+
+
+class SpoiltRead(Fault):
+    """A disk gives other bytes than it has: one bit turned, or those of another place; later it gives the right ones.
+
+    Only of journals, since nothing tells such bytes from good ones on a data disk, and not while a controller
+    starts, since a damaged last record is then taken for the end (ARCHITECTURE, known limits).
+    """
+
+    name = "F15 spoilt read"
+
+    def begin(self) -> None:
+        self._site = self.pick_site()
+        self._chance = self.rng.choice((0.05, 0.5))
+        self._site.disk.spoil = self._spoil
+
+    def _spoil(self, file: SimulatedFile, offset: int, buffer: memoryview) -> None:
+        if not self._site.serving or "/journals/" not in file.path or self.rng.random() > self._chance:
+            return
+        self.world.reached("a journal was read back wrong")
+        other = file.peek(max(0, offset + self.rng.choice((-4096, -512, 512, 4096))), len(buffer))
+        if len(other) == len(buffer) and self.rng.random() < 0.3:
+            buffer[:] = other
+        else:
+            buffer[self.rng.randrange(len(buffer))] ^= 1 << self.rng.randrange(8)
+
+    def end(self) -> None:
+        if self._site.disk.spoil == self._spoil:
+            self._site.disk.spoil = None
 
 
 class SlowDisk(Fault):
@@ -393,7 +428,9 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
-BY_NAME: Final = {fault.__name__: fault for fault in FAULTS}
+RARE: Final = (("SpoiltRead", 0.1),)
+"""See `plan.draw`: new ones at the end."""
+BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, SpoiltRead)}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
 

@@ -22,9 +22,11 @@ _DURING: Final = tuple(
     for fault in _FAULTS
 )
 _EVENTS: Final = (
-    "apply-stopped", "a bit turned on the way", "compared equal copies", "crash during takeover",
+    "apply-stopped", "a bit turned on the way", "a journal was read back wrong", "compared equal copies",
+    "crash during takeover",
     "hosts wait for the group to accept", "pair-adopted", "pair-connected", "pair-disconnected", "pair-stalled",
-    "primary-fenced", "restart after a failed disk", "sync-lost", "takeover", "takeover-decided", "takeover-done",
+    "primary-fenced", "restart after a failed disk", "split brain", "sync-lost",
+    "takeover", "takeover-decided", "takeover-done",
 )  # fmt: skip
 REQUIRED: Final = (*_CHANGES, *_FAULTS, *_DURING, *_EVENTS)
 

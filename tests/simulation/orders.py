@@ -75,13 +75,14 @@ class TakeOver(Order):
         target = world.sites[self.rng.choice(sorted({leg.secondary for leg in world.plan.legs}))]
         groups = sorted({leg.group for leg in world.plan.legs if leg.secondary == target.name})
         upstream = {site for group in groups for site in world.upstream(group, target.name)}
-        if any(world.writer_of[group] not in upstream for group in groups):
-            return  # it has been taken over before
+        async with world.taking_over:
+            if all(world.writer_of[group] in upstream for group in groups):
+                await self._take_over(target, groups, sorted(upstream))
+
+    async def _take_over(self, target: Site, groups: list[str], upstream: list[str]) -> None:
+        world = self.world
         world.hosts_held = True
-        if self.warned:
-            await asyncio.sleep(self.rng.random())
-        else:
-            self._lose(sorted(upstream))
+        await self._prepare(target, groups, upstream)
         world.cut_off_hosts()
         number, report, error = await self.give(
             target, "takeover", "", lambda: target.pairs.takeover(DOMAIN), groups=groups
@@ -97,6 +98,13 @@ class TakeOver(Order):
             await world.look(target)
         world.hosts_held = False
 
+    async def _prepare(self, target: Site, groups: list[str], upstream: list[str]) -> None:
+        """What comes before."""
+        if self.warned:
+            await asyncio.sleep(self.rng.random())
+        else:
+            self._lose(upstream)
+
     def _lose(self, names: list[str]) -> None:
         how = self.rng.choice(("kill", "power", "alive"))
         for name in names:
@@ -111,6 +119,29 @@ class WarnedTakeOver(TakeOver):
 
     warned = True
     weight = 1.0
+
+
+class SplitBrain(TakeOver):
+    """F29: a site takes over while those before it live, and some hosts do not hear of it: they go on there.
+
+    For a while the sites may not hear of each other either.
+    """
+
+    async def _prepare(self, target: Site, groups: list[str], upstream: list[str]) -> None:
+        world = self.world
+        hosts = [host for host in world.hosts if host.plan.group in groups]
+        for host in hosts:
+            if host is hosts[0] or self.rng.random() < 0.5:
+                host.stays_at = world.sites[world.writer_of[host.plan.group]]
+        if self.rng.random() < 0.7:
+            paths = [pair for name in upstream for pair in ((name, target.name), (target.name, name))]
+            self._block(paths, blocked=True)
+            world.loop.call_later(self.rng.random() * 4.0, self._block, paths)
+
+    def _block(self, paths: list[tuple[str, str]], *, blocked: bool = False) -> None:
+        for source, target in paths:
+            self.world.network.path(source, target).blocked = blocked
+        self.world.network.kick()
 
 
 class Suspend(Order):
@@ -146,8 +177,10 @@ class Look(Order):
 
 
 ORDERS: Final[tuple[type[Order], ...]] = (TakeOver, WarnedTakeOver, Suspend, Look)
-BY_NAME: Final = {order.__name__: order for order in ORDERS}
 KINDS: Final = tuple((order.__name__, order.weight) for order in ORDERS)
+RARE: Final = (("SplitBrain", 0.1),)
+"""See `plan.draw`: new ones at the end."""
+BY_NAME: Final = {order.__name__: order for order in (*ORDERS, SplitBrain)}
 
 
 async def play(world: World, kind: str, number: int, at: float) -> None:

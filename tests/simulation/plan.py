@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from controllerd.model.write_time import Source
 
@@ -112,8 +112,18 @@ class _Draft:
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def draw(seed: int, kinds: tuple[tuple[str, float], ...], order_kinds: tuple[tuple[str, float], ...]) -> Plan:
-    """Draw the plan of ``seed``. ``kinds``, ``order_kinds``: names of faults and orders with their weights."""
+RARE: Final = 100
+"""Numbers of rare faults and orders begin here."""
+
+Kinds = tuple[tuple[str, float], ...]
+
+
+def draw(seed: int, kinds: Kinds, order_kinds: Kinds, rare: Kinds = (), rare_orders: Kinds = ()) -> Plan:
+    """Draw the plan of ``seed``. ``kinds``, ``order_kinds``: names of faults and orders with their weights.
+
+    ``rare``, ``rare_orders``: names, and the share of seeds that have one. Each has a stream and a number of
+    its own, so that a new one at the end of the list leaves everything else as it is in all seeds.
+    """
     rng = random.Random(seed)
     draft = _draw_topology(rng)
     fence: Fence = rng.choice(("suspend", "suspend", "block"))
@@ -158,8 +168,9 @@ def draw(seed: int, kinds: tuple[tuple[str, float], ...], order_kinds: tuple[tup
         frame_bytes=rng.choice((1 * KIB, 8 * KIB, 16 * KIB)),
         chaos_s=chaos_s,
         hosts=hosts,
-        faults=_draw_happenings(rng, kinds, rng.choice((0, 1, 2, 4, 8)), chaos_s),
-        orders=_draw_happenings(rng, order_kinds, rng.choice((0, 0, 1, 1, 2)), chaos_s),
+        faults=_draw_happenings(rng, kinds, rng.choice((0, 1, 2, 4, 8)), chaos_s) + _draw_rare(seed, rare, chaos_s),
+        orders=_draw_happenings(rng, order_kinds, rng.choice((0, 0, 1, 1, 2)), chaos_s)
+        + _draw_rare(seed, rare_orders, chaos_s),
     )
 
 
@@ -212,9 +223,7 @@ def _draw_replication(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _draw_happenings(
-    rng: random.Random, kinds: tuple[tuple[str, float], ...], count: int, chaos_s: float
-) -> tuple[Happening, ...]:
+def _draw_happenings(rng: random.Random, kinds: Kinds, count: int, chaos_s: float) -> tuple[Happening, ...]:
     if not kinds:
         return ()
     # Each seed takes its own subset: what is left out cannot hide what the others do (swarm testing).
@@ -222,3 +231,12 @@ def _draw_happenings(
     names, weights = zip(*chosen, strict=True)
     drawn = sorted((rng.random() * chaos_s, rng.choices(names, weights)[0]) for _ in range(count))
     return tuple(Happening(number, kind, at) for number, (at, kind) in enumerate(drawn))
+
+
+def _draw_rare(seed: int, kinds: Kinds, chaos_s: float) -> tuple[Happening, ...]:
+    drawn = []
+    for number, (kind, share) in enumerate(kinds, RARE):
+        rng = plan_stream(seed, "rare", kind)
+        if rng.random() < share:
+            drawn.append(Happening(number, kind, rng.random() * chaos_s))
+    return tuple(drawn)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,9 @@ class SimulatedCatalogue(Catalogue):
 
     def delete_volume(self, name: str, volume_id: int) -> None:
         self._around(lambda: Catalogue.delete_volume(self, name, volume_id))
+
+    def forget_group(self, name: str, volumes: Mapping[str, int]) -> None:
+        self._around(lambda: Catalogue.forget_group(self, name, volumes))
 
     def checkpoint(
         self, pages: Iterable[tuple[int, int, bytes]], documents: Iterable[tuple[str, str, Document]]

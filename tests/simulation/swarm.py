@@ -84,7 +84,7 @@ class Report:
 
 def plan_of(seed: int, cut: Cut | None = None) -> Plan:
     """Return what ``seed`` means, without what ``cut`` leaves out."""
-    plan = draw(seed, faults.KINDS, orders.KINDS)
+    plan = draw(seed, faults.KINDS, orders.KINDS, faults.RARE, orders.RARE)
     return plan if cut is None else plan.without(set(cut.faults), set(cut.orders), cut.steps)
 
 

@@ -574,6 +574,35 @@ def test_what_a_primary_kept_alone_is_not_missed_when_it_rebooted_before_the_tak
     assert check(toy.history) == []
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_was_flushed_alone_is_not_promised_of_the_mirror(alone: bool) -> None:
+    """The simulator's seed 2003171."""
+    toy = Toy()
+    toy.write("v0", 0)
+    if not alone:
+        toy.flush()
+    for group in ("g0", "g1"):
+        toy.status("C", group, "primary", "A", "PSUE", reason="link")
+    toy.flush()
+    toy.flushed = 0
+    toy.crash("A", "power", lose=1)
+    toy.restart("A")
+    toy.take_over("A")
+    toy.image("A")
+    assert {violation.invariant for violation in check(toy.history)} == (set() if alone else {"I3"})
+
+
+def test_what_was_never_flushed_is_not_promised_of_a_mirror_without_power() -> None:
+    """The simulator's seed 2004009."""
+    toy = Toy()
+    toy.write("v0", 0)
+    toy.crash("A", "power", lose=1)
+    toy.restart("A")
+    toy.take_over("A")
+    toy.image("A")
+    assert check(toy.history) == []
+
+
 def test_every_invariant_is_judged_or_said_not_to_be() -> None:
     judged = {kind.name for kind in INVARIANTS}
     assert judged | set(NOT_JUDGED) == {f"I{number}" for number in range(1, 21)}

@@ -37,6 +37,8 @@ class Host:
         self.world = world
         self.plan = plan
         self.connection = ""
+        self.stays_at: Site | None = None
+        """Where it goes on whoever takes over; None: it goes where its group is served."""
         self._site: Site | None = None
         self._lives = 0
         self._under_way = 0
@@ -77,12 +79,13 @@ class Host:
         world = self.world
         waited_s = 0.0
         while not world.quiet:
-            site = world.sites[world.writer_of[self.plan.group]]
+            site = self.stays_at or world.sites[world.writer_of[self.plan.group]]
+            held = world.hosts_held and self.stays_at is None
             if self._site is not None and self._site is not site:
                 self.cut_off()
             if self._site is not None:
                 return True
-            if site.serving and not world.hosts_held and site.storage.groups[self.plan.group].read_error is None:
+            if site.serving and not held and site.storage.groups[self.plan.group].read_error is None:
                 self._lives += 1
                 self.connection = f"{self.plan.name}.{self._lives}"
                 self._site = site

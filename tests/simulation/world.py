@@ -72,8 +72,9 @@ class World:
         self.sites = {name: self._make_site(name) for name in plan.sites}
         self.writer_of = {group: chain[0] for group, chain in plan.chains.items()}
         self.hosts_held = False
+        self.taking_over = asyncio.Lock()
         self.quiet = False
-        self._hosts: list[Host] = []
+        self.hosts: list[Host] = []
         self._serial = self._request = self._fault_count = 0
         self._trace = 0
         self._suspended_alone = False
@@ -122,9 +123,10 @@ class World:
         return chain[: chain.index(site)]
 
     def cut_off_hosts(self) -> None:
-        """All hosts lose their connections."""
-        for host in self._hosts:
-            host.cut_off()
+        """All hosts lose their connections, but those that stay where they are."""
+        for host in self.hosts:
+            if host.stays_at is None:
+                host.cut_off()
 
     def _bug(self, where: str, error: BaseException) -> None:
         self.problems.append(f"unhandled: at {where}: {error!r}")
@@ -173,7 +175,7 @@ class World:
     def _ended(self, site: Site, how: str) -> None:
         self.note(h.Crashed(self.now_s, site.name, "power" if how == "power" else "stop" if how == "stop" else "kill"))
         self.trace(site.name, how)
-        for host in self._hosts:
+        for host in self.hosts:
             if host.connected_to is site:
                 host.cut_off()
 
@@ -222,9 +224,9 @@ class World:
         self.healing = asyncio.Event()
         await self._build()
         plan = self.plan
-        self._hosts = [Host(self, host) for host in plan.hosts]
+        self.hosts = [Host(self, host) for host in plan.hosts]
         start = self.loop.create_task
-        hosts = [start(host.run(), name=host.plan.name) for host in self._hosts]
+        hosts = [start(host.run(), name=host.plan.name) for host in self.hosts]
         begun = [start(faults.play(self, each.kind, each.number, each.at, self._fault)) for each in plan.faults]
         begun += [start(orders.play(self, each.kind, each.number, each.at)) for each in plan.orders]
         looking = start(self._look())
@@ -242,6 +244,7 @@ class World:
         for site in self.sites.values():
             await self.look(site)
         await self._compare()
+        self._check_divergence()
 
     async def _until_done(self, what: str, tasks: list[asyncio.Task[None]]) -> None:
         if not tasks:
@@ -484,6 +487,50 @@ class World:
                     images.append((await read_volume(site, volume, 0, volume.size))[0])
                 if images[0] is None or images[0] != images[1]:
                     self.problems.append(f"I19: {self.identity(leg)}: {name} differs after everything has come to rest")
+
+    def _check_divergence(self) -> None:
+        """What hosts wrote at an old primary after the takeover is counted, and both sides say so (I13)."""
+        taken = {}
+        for event in self.history.events:
+            match event:
+                case h.Ordered(name="takeover", order=number, site=site, facts=facts):
+                    taken[number] = site, facts["groups"]
+                case h.Answered(order=number, error="") if number in taken:
+                    site, groups = taken[number]
+                    for group in groups:
+                        self._check_fork(group, site, event)
+
+    def _check_fork(self, group: str, site: str, takeover: h.Answered) -> None:
+        writer = self.plan.chains[group][0]
+        written: set[int] = set()
+        alone: set[int] = set()
+        for event in self.history.events[self.history.events.index(takeover) :]:
+            match event:
+                case h.Submitted(serial=serial, site=at, group=of) if (at, of) == (writer, group):
+                    written.add(serial)
+                case h.Acknowledged(serial=serial) if serial in written:
+                    alone.add(serial)
+                case h.Crashed(site=at) if at == writer:
+                    alone.clear()  # it may have lost them
+        if not alone:
+            return
+        self.reached("split brain")
+        # In a cascade each site counts what the next one has not.
+        chain = self.plan.chains[group]
+        legs = [
+            leg for leg in self.plan.legs if leg.group == group and leg.secondary in chain[1 : chain.index(site) + 1]
+        ]
+        for side, pairs in (("primary", "primaries"), ("secondary", "secondaries")):
+            told = 0
+            for leg in legs:
+                record = getattr(self.sites[getattr(leg, side)].pairs, pairs)[self.identity(leg)].record
+                writes = (record.diverged or {}).get("writes", 0)
+                told += writes if "diverged" in record.reason else 0
+            if told < len(alone):
+                self.problems.append(
+                    f"I13: {writer} acknowledged {len(alone)} writes of {group} after {site} took over;"
+                    f" on the {side} side {told} are reported"
+                )
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from controllerd.model.errors import RemoteCopyError
-from controllerd.targets.nbd.contexts import Context
+from controllerd.targets.nbd.contexts import DIRTY, Context
 from controllerd.targets.nbd.errors import RequestRefused
-from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.events import SlowStatus, Stop
 from controllerd.targets.nbd.framing import ChunkFraming
 from controllerd.targets.nbd.payloads import Payload, Zeroing, stage_zeroes
 from controllerd.targets.nbd.settings import MIB
@@ -309,12 +309,13 @@ def _answer_status(session: Transmission, request: Request, contexts: Sequence[C
     limit = session.limits.extents_range_max
     if length > limit:
         length = limit - (offset + limit) % _STATUS_ALIGNMENT
-    answers = []
-    for context in contexts:
-        states = context.states(session.volume, offset, length)
-        answers.append((context, states[:1] if request.flags & _REQ_ONE else states))
     _count(session, request)
-    session.put(framing.block_status(request.cookie, answers))
+    status = SlowStatus(request.cookie, offset, length, contexts, one=bool(request.flags & _REQ_ONE))
+    if DIRTY in contexts and not session.volume.differences_known:
+        session.slow_statuses.append(status)
+        session.in_flight += 1
+        return Stop.PENDING  # so that a client with many of them has few tasks
+    session.answer_status(status)
     return Stop.TURN if length > _STATUS_TURN else None
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from controllerd.targets.nbd.clients import Visitor
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.poll import Poll
 from controllerd.targets.nbd.rounds import Rounds
-from controllerd.targets.nbd.slow_reads import serve_slowly
+from controllerd.targets.nbd.slow_reads import serve_slowly, serve_status
 from controllerd.targets.nbd.transmission import Reply, Transmission
 from controllerd.targets.nbd.wire import Command
 
@@ -295,9 +296,16 @@ class Session(asyncio.BufferedProtocol):
         if machine.slow_reads:
             slow, machine.slow_reads = machine.slow_reads, []
             for read in slow:
-                task = self._loop.create_task(serve_slowly(machine, read, self._drain))
-                self._tasks.add(task)
-                task.add_done_callback(self._task_done)
+                self._begin(serve_slowly(machine, read, self._drain))
+        if machine.slow_statuses:
+            waiting, machine.slow_statuses = machine.slow_statuses, []
+            for status in waiting:
+                self._begin(serve_status(machine, status))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
 
     def _feed(self) -> None:
         """Give TLS no more than the client takes: it encrypts at once what it is given, and keeps that."""

@@ -1,13 +1,16 @@
 """What the transmission machine tells its adapter.
 
-Owns: the reasons for which parsing stops, and reads that leave the pass.
+Owns: the reasons for which parsing stops, and requests that leave the pass.
 Never: acts on any of them.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from controllerd.targets.nbd.contexts import Context
 
 
 class Stop(enum.Enum):
@@ -40,3 +43,14 @@ class SlowRead:
     length: int
     whole: bool
     memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlowStatus:
+    """A BLOCK_STATUS that may have to wait until differences are known. ``one``: one extent for each context."""
+
+    cookie: bytes
+    offset: int
+    length: int
+    contexts: Sequence[Context]
+    one: bool

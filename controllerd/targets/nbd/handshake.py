@@ -157,7 +157,7 @@ class HandshakeConnection(asyncio.BufferedProtocol):
                 transport, self, context, server_side=True, ssl_handshake_timeout=limit_s, ssl_shutdown_timeout=limit_s
             )
             # A connection that is closed from this side meanwhile counts as a success there.
-            if secured is None or secured.get_extra_info("ssl_object") is None:
+            if self._reason or secured is None or secured.get_extra_info("ssl_object") is None:
                 raise ConnectionAbortedError("connection lost")
             self.exports.client = identify(secured)
         except (OSError, EOFError, ValueError) as error:  # ssl.SSLError is an OSError

@@ -375,8 +375,9 @@ class Negotiation:
         if position != len(data):
             raise _Refused(Rep.ERR_INVALID, "option has data behind its queries")
         export = _name(name)
-        self._find(export)
-        contexts = listed(queries) if option == Option.LIST_META_CONTEXT else selected(queries)
+        volume = self._find(export)
+        choose = listed if option == Option.LIST_META_CONTEXT else selected
+        contexts = choose(volume, queries)
         for context in contexts:
             number = 0 if option == Option.LIST_META_CONTEXT else context.number
             self._reply(option, Rep.META_CONTEXT, U32.pack(number) + context.name.encode())

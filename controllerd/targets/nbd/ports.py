@@ -117,6 +117,20 @@ class Volume(Protocol):
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """Return (length, is a hole that reads as zeros) runs that cover the range exactly."""
 
+    @property
+    def copied(self) -> bool:
+        """Whether there is a copy elsewhere, so that what differs from it can be asked for."""
+
+    @property
+    def differences_known(self) -> bool:
+        """Whether `differing` knows everything written so far; if not, let `learn_differences` end first."""
+
+    async def learn_differences(self) -> None:
+        """Find out, in bounded time, what copies may not have of everything written before the call."""
+
+    def differing(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Return (length, some copy may not have it durably) runs that cover the range exactly."""
+
 
 class ExportTable(Protocol):
     """Where exports are looked up."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import socket
 import ssl
-import stat
 import time
 from collections.abc import Callable
 from typing import Final
 
 from controllerd.model.errors import Conflict
+from controllerd.sockets import bind_unix, remove_unix
 from controllerd.storage.buffers import BufferPool
 from controllerd.targets.nbd.admission import Admission
 from controllerd.targets.nbd.clients import ClientExports, Visitor, identify
@@ -70,7 +69,8 @@ class NbdServer:
         self._replies = BufferPool(settings.reply_bytes_max)
         self._listeners: list[asyncio.Server] = []
         self._paths: list[UnixListen] = []
-        self._handshakes: set[HandshakeConnection] = set()
+        self._handshakes: dict[HandshakeConnection, None] = {}
+        """Connections that have not chosen an export yet, oldest first."""
         self._sessions: set[Session] = set()
         self._stopping = False
         self.rounds = Rounds(_call_soon)
@@ -120,8 +120,7 @@ class NbdServer:
             server.close()
         self._listeners.clear()
         for listen in self._paths:
-            if os.path.exists(listen.path):
-                os.unlink(listen.path)
+            remove_unix(listen.path)
         self._paths.clear()
         for timer in (self._trimmer, self._idle_checker):
             if timer is not None:
@@ -189,12 +188,14 @@ class NbdServer:
             admission.refused["gone"] += 1
             return None
         reason = "stopping" if self._stopping else admission.admit(client.address)
+        if reason == "limit" and self._make_room():
+            reason = admission.admit(client.address)
         if reason:
             admission.refused[reason] += 1
             self._tell_of_stranger("nbd-connection-refused", peer=_peer(transport), reason=reason)
             return None
         connection.exports = ClientExports(self._exports, client)
-        self._handshakes.add(connection)
+        self._handshakes[connection] = None
         self._idle.clear()
         settings = self.settings
         return Negotiation(
@@ -203,8 +204,9 @@ class NbdServer:
 
     def end(self, connection: HandshakeConnection, reason: str) -> None:
         """Forget a connection that has not reached transmission."""
-        self._handshakes.discard(connection)
-        self.admission.leave(connection.exports.client.address)
+        if connection in self._handshakes:  # else its place was given away
+            del self._handshakes[connection]
+            self.admission.leave(connection.exports.client.address)
         if reason:
             self.failed_handshakes += 1
             self._tell_of_stranger("nbd-handshake-failed", peer=_peer(connection.transport), reason=reason)
@@ -238,7 +240,7 @@ class NbdServer:
         self._tune(transport)
         self._sessions.add(session)
         self.rounds.sessions = len(self._sessions)
-        self._handshakes.discard(connection)
+        del self._handshakes[connection]
         volume.sessions.add(session)
         self._tell(
             "nbd-session-opened",
@@ -260,6 +262,19 @@ class NbdServer:
         self._tell("nbd-session-closed", peer=session.visitor.peer, volume=name, reason=reason)
         self._check_idle()
 
+    def _make_room(self) -> bool:
+        """Close the oldest connection that has not chosen an export; returns whether there was one.
+
+        So whoever only opens connections cannot keep hosts out: an honest handshake takes a few milliseconds.
+        """
+        oldest = next(iter(self._handshakes), None)
+        if oldest is None:
+            return False
+        del self._handshakes[oldest]
+        self.admission.leave(oldest.exports.client.address)
+        oldest.fail("the port is full, and a newer connection took its place")
+        return True
+
     # ---- inside ------------------------------------------------------------------------
 
     def _tune(self, transport: asyncio.Transport) -> None:
@@ -278,11 +293,9 @@ class NbdServer:
         backlog = self.settings.backlog
         if isinstance(listen, TcpListen):
             return await loop.create_server(self._accept, listen.host, listen.port, backlog=backlog)
-        _remove_stale_socket(listen.path)
-        server = await loop.create_unix_server(self._accept, listen.path, backlog=backlog)
-        os.chmod(listen.path, listen.mode)
+        listener = bind_unix(listen.path, listen.mode)
         self._paths.append(listen)
-        return server
+        return await loop.create_unix_server(self._accept, sock=listener, backlog=backlog)
 
     def _accept(self) -> HandshakeConnection:
         return HandshakeConnection(self)
@@ -333,25 +346,3 @@ def _peer(transport: asyncio.BaseTransport | None) -> str:
     if isinstance(address, tuple):
         return str(TcpListen(address[0], address[1]))
     return "unix"
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove a socket file that nobody listens on.
-
-    Raises:
-        OSError: something listens there, or it is not a socket.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(17, "exists and is not a socket", path)
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(98, "another process listens there")

@@ -1,7 +1,7 @@
-"""Reads that have to wait for a disk, or are too long for the pass.
+"""Requests that have to wait for a disk, or are too long for the pass.
 
-Owns: serving one such read, piece by piece.
-Never: decides which reads these are, or how many there may be (transmission.py does).
+Owns: serving one such read, piece by piece, and a BLOCK_STATUS whose answer has to be found out.
+Never: decides which requests these are, or how many there may be (transmission.py and commands.py do).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from controllerd.model.errors import RemoteCopyError
-from controllerd.targets.nbd.events import SlowRead
+from controllerd.targets.nbd.events import SlowRead, SlowStatus
 from controllerd.targets.nbd.transmission import Transmission
 
 
@@ -46,3 +46,9 @@ async def serve_slowly(session: Transmission, read: SlowRead, drained: Callable[
         session.end_slow(read, error)
     else:
         session.end_slow(read, None)
+
+
+async def serve_status(session: Transmission, status: SlowStatus) -> None:
+    """Answer a BLOCK_STATUS as soon as the volume's differences are known, or known to be unknown."""
+    await session.volume.learn_differences()
+    session.end_status(status)

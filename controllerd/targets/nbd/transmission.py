@@ -3,8 +3,8 @@
 Owns: parsing requests, dispatching them to the volume and its group, gathering replies,
 and when parsing has to stop.
 Never: touches sockets, tasks or clocks. The adapter fills `receive_buffer`, calls
-`received`, `advance` and `settle`, sends `out`, serves `slow_reads`, and does what
-`Stop` says.
+`received`, `advance` and `settle`, sends `out`, serves `slow_reads` and `slow_statuses`,
+and does what `Stop` says.
 
 One pass handles every complete request in the buffer: writes are staged as views of the
 receive memory, reads are filled straight into a reply buffer, and then one commit and
@@ -29,7 +29,7 @@ from controllerd.targets.nbd import commands
 from controllerd.targets.nbd.contexts import WRITE_TIME, Context
 from controllerd.targets.nbd.counters import COMMANDS, Counters
 from controllerd.targets.nbd.errors import RequestRefused
-from controllerd.targets.nbd.events import SlowRead, Stop
+from controllerd.targets.nbd.events import SlowRead, SlowStatus, Stop
 from controllerd.targets.nbd.framing import ChunkFraming, Framing
 from controllerd.targets.nbd.payloads import Unfinished
 from controllerd.targets.nbd.ports import Volume
@@ -78,6 +78,7 @@ class Transmission:
         self.carries_time = WRITE_TIME in self.contexts
         self.out: list[Reply] = []
         self.slow_reads: list[SlowRead] = []
+        self.slow_statuses: list[SlowStatus] = []
         self.in_flight = 0
         self.slow_bytes = 0
         self.stopping = False
@@ -304,6 +305,23 @@ class Transmission:
             self.counters.requests[_READ] += 1
         else:
             self.fail(_READ, read.cookie, error)
+        self.wake()
+
+    # ---- block status ----------------------------------------------------------------
+
+    def answer_status(self, status: SlowStatus) -> None:
+        """Answer a BLOCK_STATUS with what is known now."""
+        assert isinstance(self.framing, ChunkFraming)
+        answers = []
+        for context in status.contexts:
+            states = context.states(self.volume, status.offset, status.length)
+            answers.append((context, states[:1] if status.one else states))
+        self.put(self.framing.block_status(status.cookie, answers))
+
+    def end_status(self, status: SlowStatus) -> None:
+        """Answer a BLOCK_STATUS that waited."""
+        self.in_flight -= 1
+        self.answer_status(status)
         self.wake()
 
     # ---- writes ------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Write:
     era: int
     acked: int = NEVER
     ended: int = NEVER
-    flushed: bool = False
+    flushed_at: int = NEVER
     refused: bool = False
     losable: bool = False
     """The site came back from a power loss before this was flushed, and nobody has seen it since."""
@@ -87,6 +87,10 @@ class Write:
     @property
     def zeros(self) -> bool:
         return self.event.what != "write"
+
+    @property
+    def flushed(self) -> bool:
+        return self.flushed_at < NEVER
 
     def before(self, other: Write) -> bool:
         """Whether this came before ``other`` for everyone who looked."""
@@ -244,8 +248,9 @@ class World:
         write = self.writes[event.serial]
         self._unfinished.pop(event.serial, None)
         write.acked = write.ended = self.index
-        write.flushed = write.event.fua or self.history.stable
-        if not write.flushed:
+        if write.event.fua or self.history.stable:
+            write.flushed_at = self.index
+        else:
             self._unflushed[event.serial] = write
         if write.event.host_time is not None:
             self._latest_host_time = max(self._latest_host_time, write.event.host_time)
@@ -268,7 +273,7 @@ class World:
             return
         for serial, write in list(self._unflushed.items()):
             if write.acked < index and write.event.volume == flush.volume and write.event.site == flush.site:
-                write.flushed = True
+                write.flushed_at = self.index
                 del self._unflushed[serial]
 
     def _read(self, event: Event) -> None:
@@ -357,7 +362,8 @@ class World:
             return False
         if not self.history.prompt and write.acked > pair.paired:
             return False
-        return write.flushed or not self.lost_power(pair.secondary)
+        # What was flushed after the pair had left PAIR was flushed at the primary alone.
+        return (write.flushed and write.flushed_at <= pair.left) or not self.lost_power(pair.secondary)
 
     def _status(self, event: Event) -> None:
         assert isinstance(event, Status)

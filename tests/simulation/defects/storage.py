@@ -116,8 +116,8 @@ STORAGE: Final[tuple[Defect, ...]] = (
     Defect("a read does not notice that a destage ended", "I9", _LOCAL, (
         Edit(_VOLUME, "            elif destages == self.destages:\n", "            else:\n"),
     )),
-    Defect("edges of a zeroed range have no region", "I7 I9", _LOCAL, (
+    Defect("an edge of a zeroed range is always taken for a hole", "I9", _LOCAL, (
         Edit("controllerd/storage/received.py",
-             "    if end & mask:\n        volume.reserve((end - 1) >> volume.shift, (end - 1) >> volume.shift)\n", ""),
+             "    if end & mask and end > offset and not volume.map[end >> shift]:\n", "    if end & mask and end > offset:\n"),
     )),
 )  # fmt: skip

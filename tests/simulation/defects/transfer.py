@@ -16,8 +16,12 @@ _FRAMES: Final = "controllerd/replication/frames.py"
 _INTAKE: Final = "controllerd/replication/intake.py"
 _MIRROR: Final = "controllerd/replication/mirror.py"
 _PRIMARY: Final = "controllerd/replication/primary.py"
+_DIFFERENCES: Final = "controllerd/storage/differences.py"
 _SENDER: Final = "controllerd/replication/sender.py"
 _TICKER: Final = "controllerd/replication/ticker.py"
+
+_DIFFER: Final = "unit:tests/unit/storage/test_differences.py"
+_DIFFER_PAIR: Final = "unit:tests/integration/test_transfer_differences.py"
 
 TRANSFER: Final[tuple[Defect, ...]] = (
     Defect("acknowledge C's host before A has the write", "I3", ("swarm",), (
@@ -112,5 +116,27 @@ TRANSFER: Final[tuple[Defect, ...]] = (
     Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/storage/test_staging.py"), (
         Edit(_GROUP, "                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)\n",
              "                time = times.tick(now)\n"),
+    )),
+    Defect("what is written after a suspension does not differ", "I12", (_DIFFER,), (
+        Edit(_DIFFERENCES, "        group.fed.append(self)\n", ""),
+    )),
+    Defect("the journal is freed before a suspended pair's differences are read", "I12", (_DIFFER,), (
+        Edit(_DIFFERENCES, "            group.set_retention(self._consumer, self._walked)\n", ""),
+    )),
+    Defect("differences being read are forgotten when maps take turns", "I12", (_DIFFER,), (
+        Edit(_DIFFERENCES, "            self._older, self._newer = self._newer, {}\n",
+             "            self._older, self._newer = {}, {}\n"),
+    )),
+    Defect("what the secondary acknowledged does not differ, durable or not", "I12", (_DIFFER_PAIR,), (
+        Edit(_PRIMARY, "        return max(self.record.start_seq, self.sender.ack.durable)\n",
+             "        return max(self.record.start_seq, self.sender.ack.received)\n"),
+    )),
+    Defect("a secondary that was taken over differs in nothing", "I12", (_DIFFER_PAIR,), (
+        Edit(_PRIMARY, "            self._context.move(record, PairEvent.TAKEOVER, reason)\n"
+                       "            self.differences.give_up()\n",
+             "            self._context.move(record, PairEvent.TAKEOVER, reason)\n"),
+    )),
+    Defect("a secondary that was not heard yet is taken at its last word", "I12", (_DIFFER_PAIR,), (
+        Edit(_PRIMARY, "        if not (self._created_now or self.sender.epoch):\n            return None\n", ""),
     )),
 )  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 
 from controllerd.daemon import Exports
 from controllerd.management.schemas import (
+    ForgottenPair,
+    GroupForgotten,
     PairAnswer,
     PairCreate,
     PairStatus,
@@ -33,7 +35,8 @@ NOW = 1_800_000_000_000_000_000
 class FakePairs:
     """Remembers pairs; ``fail`` is raised by the next order."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: StorageSystem) -> None:
+        self.storage = storage
         self.known: dict[tuple[str, str, str], PairAnswer] = {}
         self.fail: RemoteCopyError | None = None
         self.orders: list[PairCreate] = []
@@ -116,6 +119,21 @@ class FakePairs:
             raise Conflict("the peer is not connected")
         del self.known[self._find(group, role, peer)]
 
+    async def forget_group(self, name: str) -> GroupForgotten:
+        self._failing()
+        self.storage.held.check(name)
+        gone = [
+            ForgottenPair(pair_id=pair.pair_id, role=pair.role, peer=pair.peer, peer_group=pair.peer_group, told=False)
+            for pair in self.known.values()
+            if pair.group == name
+        ]
+        self.known = {key: pair for key, pair in self.known.items() if pair.group != name}
+        return GroupForgotten(group=name, volumes=await self.storage.held.forget(name), pairs=gone)
+
+    async def recover_group(self, name: str) -> None:
+        self._failing()
+        await self.storage.held.recover(name)
+
     async def suspend(self, group: str, role: RoleName | None, peer: str | None) -> PairAnswer:
         key = self._find(group, role, peer)
         self.known[key] = self.known[key].model_copy(update={"state": "PSUS"})
@@ -178,10 +196,11 @@ class FakeController:
     name: str = "A"
     serial: int = 1001
     started_at: int = NOW - 60_000_000_000
-    pairs: FakePairs = field(default_factory=FakePairs)
+    pairs: FakePairs = field(init=False)
     peers: list[tuple[str, str, int | None]] = field(default_factory=lambda: [("B", "127.0.0.1:9813", 1002)])
 
     def __post_init__(self) -> None:
+        self.pairs = FakePairs(self.storage)
         self.nbd = NbdServer(Exports(self.storage), NbdSettings(listen=()))
 
     @property

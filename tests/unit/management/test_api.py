@@ -374,3 +374,26 @@ async def test_failing_checkpoint_is_a_fault_until_one_works(
             assert "disk is full" in fault
     await checkpointer.checkpoint()
     assert (await api.get("/v1/system")).json()["faults"] == []
+
+
+async def test_held_group_is_forgotten_with_its_volumes_and_pairs(
+    api: httpx.AsyncClient, controller: FakeController
+) -> None:
+    await make_volume(api)
+    await api.post("/v1/pairs", json=pair_order())
+    answer = await api.post("/v1/groups/g1/forget")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    controller.storage.groups["g1"].hold(Corrupt("journal record 7 is damaged"))
+    answer = await api.post("/v1/groups/g1/recover")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert "restart" in answer.json()["message"]
+    answer = await api.post("/v1/groups/g1/forget")
+    assert answer.json() == {
+        "group": "g1",
+        "volumes": ["v1"],
+        "pairs": [{"pair_id": "pair-g1", "role": "primary", "peer": "B", "peer_group": "g1", "told": False}],
+    }
+    for path in ("/v1/groups", "/v1/volumes", "/v1/pairs"):
+        assert (await api.get(path)).json() == []
+    assert (await api.post("/v1/groups/g1/forget")).status_code == 404
+    assert (await api.post("/v1/groups/g1/recover")).status_code == 404

@@ -92,7 +92,7 @@ async def test_address_in_use_is_a_clear_error(start: Start, tmp_path: Path) -> 
     with pytest.raises(OSError, match=rf"management\.listen: 127\.0\.0\.1:{port_of(api)}: Address already in use"):
         await start(port=port_of(api))
     await start(path=tmp_path / "m.sock")
-    with pytest.raises(OSError, match="another process is listening there"):
+    with pytest.raises(OSError, match="another process listens there"):
         await start(path=tmp_path / "m.sock")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"management\.listen: unix:"):

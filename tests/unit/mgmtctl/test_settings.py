@@ -90,6 +90,7 @@ def test_several_controllers_without_default_ask_which(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("[controllers", "is not valid TOML"),
+        ("a = " + "9" * 5000, "is not valid TOML"),
         ("defalt = 1", "defalt: unknown key; did you mean default?"),
         ("controllers = 1", "controllers: write sections"),
         ('default = "X"', 'default: "X" is no controller of this file'),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controllerd.model.lag import LagClock
+from controllerd.model.lag import LEAST_S, LagClock
 
 NS = 1_000_000_000
 WALL = 1_700_000_000
@@ -196,3 +196,17 @@ def test_peer_that_is_behind_itself_makes_the_image_older() -> None:
     assert clock.consistent_wall_ns == WALL * NS
     clock.heartbeat(9, (WALL + 30) * NS, 130.0, behind_s=0.1)
     assert clock.lag_seconds(130.0) == 0.0
+
+
+def test_never_zero_when_something_is_known_to_be_missing() -> None:
+    clock = LagClock(fresh_s=2.0)
+    assert clock.told_s == math.inf
+    clock.applied(5)
+    clock.heartbeat(5, 100 * 10**9, 10.0)
+    assert clock.lag_seconds(10.0) == 0.0
+    assert clock.lag_seconds(10.0, missing=True) == LEAST_S
+    assert clock.lag_seconds(10.5, missing=True) == pytest.approx(0.5)
+    assert clock.told_s == 0.0
+    clock.heartbeat(9, 101 * 10**9, 11.0)
+    assert clock.told_s == pytest.approx(1.0)
+    assert clock.lag_seconds(11.25, missing=True) == pytest.approx(1.25)

@@ -18,6 +18,7 @@ from controllerd.model.records import (
     Kind,
     Record,
     RecordError,
+    decode_place_untrusted,
     decode_untrusted,
     encode_header,
 )
@@ -51,6 +52,26 @@ def test_what_was_encoded_comes_back(kind: Kind, fields: dict[str, int], data: b
     record = decode_untrusted(memoryview(b"before" + buffer + b"behind"), 6)
     assert {name: getattr(record, name) for name in fields} == fields
     assert (record.kind, bytes(record.data), record.size) == (kind, content, len(buffer))
+
+
+@given(st.sampled_from(Kind), st.fixed_dictionaries(FIELDS), st.binary(min_size=1, max_size=300))
+def test_place_of_a_record_is_in_its_header(kind: Kind, fields: dict[str, int], data: bytes) -> None:
+    buffer = raw(kind, data if kind is Kind.WRITE else b"", **fields)
+    record, place = decode_untrusted(memoryview(buffer)), decode_place_untrusted(memoryview(buffer[:HEADER_SIZE]), 0)
+    for name in ("kind", "volume", "offset", "length", "sequence", "size"):
+        assert getattr(place, name) == getattr(record, name)
+
+
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+def test_every_flipped_bit_and_every_cut_of_a_header_is_detected(kind: Kind) -> None:
+    good = raw(kind, DATA if kind is Kind.WRITE else b"", offset=512)[:HEADER_SIZE]
+    for bit in range(8 * len(good)):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(RecordError):
+            decode_place_untrusted(memoryview(damaged), 0)
+    with pytest.raises(RecordError):
+        decode_place_untrusted(memoryview(good[:-1]), 0)
 
 
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
@@ -100,8 +121,11 @@ def test_version_and_kind_of_another_time_are_refused_although_the_checksum_is_r
     fields = list(HEADER.unpack(raw(Kind.TICK)))
     fields[field] = value
     body = HEADER.pack(*fields)[:-4]
+    header = memoryview(body + HEADER_CRC.pack(crc32c(body)))
     with pytest.raises(RecordError, match="unknown record"):
-        decode_untrusted(memoryview(body + HEADER_CRC.pack(crc32c(body))))
+        decode_untrusted(header)
+    with pytest.raises(RecordError, match="unknown record"):
+        decode_place_untrusted(header, 0)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.data())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controllerd.model.errors import BadOrder
-from controllerd.model.write_time import MAX_CARRIED, Source, make_write_time
+from controllerd.model.write_time import LOST_STEP, MAX_CARRIED, Source, make_write_time
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
@@ -77,6 +77,18 @@ def test_sequence_counts_without_leaving_a_number_out(calls: list[Call]) -> None
         else:
             numbers.append(times.stamp(now, carried))
     assert numbers == list(range(41, 41 + len(numbers)))
+
+
+def test_number_that_was_lost_is_not_given_again() -> None:
+    times = make_write_time("sequence", 40)
+    times.pass_lost()
+    first = times.last
+    assert first == LOST_STEP
+    lost = [times.stamp(0, None) for _ in range(3)]
+    again = make_write_time("sequence", 40)
+    again.observe(first)
+    again.pass_lost()
+    assert again.stamp(0, None) > lost[-1]
 
 
 def test_host_time_is_remembered_for_writes_that_carry_none() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controllerd.model.errors import BadOrder, DiskFailed, NoSpace, RemoteCopyError
+from controllerd.model.errors import BadOrder, Corrupt, DiskFailed, NoSpace, RemoteCopyError
 from controllerd.model.records import Kind
 from controllerd.replication import applier as applier_module
 from controllerd.replication.applier import DomainApplier
@@ -38,7 +38,14 @@ class FakeGroup:
         self.apply_room = True
         self.apply_error: RemoteCopyError | None = None
         self.error: RemoteCopyError | None = None
+        self.readable = True
         self._shown = shown
+
+    def close_reads(self) -> None:
+        self.readable = False
+
+    def open_reads(self) -> None:
+        self.readable = True
 
     def apply_through(self, sequence: int) -> int:
         count = 0
@@ -136,6 +143,44 @@ async def test_pool_without_space_is_tried_again(monkeypatch: pytest.MonkeyPatch
     assert domain.events == ["apply-stopped", "apply-resumed"]
 
 
+@pytest.mark.parametrize("order", ["time", "sequence"])
+async def test_nobody_reads_half_a_plan(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal of one group cannot be read when another's part is shown. The simulator's seed 2001784."""
+    monkeypatch.setattr(applier_module, "RETRY_S", 0.01)
+    domain = Domain("gh", order=order)
+    domain.groups["h"].error = NoSpace("not before anything is shown")
+    domain.arrive("g", 9)
+    domain.arrive("h", 1, 9)
+    await domain.settle()
+    domain.groups["h"].error = None
+    await domain.settle()
+    assert all(group.readable for group in domain.groups.values())
+    domain.arrive("g", 10, 30)
+    domain.arrive("h", 11, 30)
+    domain.groups["h"].error = Corrupt("the journal cannot be read")
+    await domain.settle()
+    assert domain.groups["g"].applied_seq > 0
+    assert not any(group.readable for group in domain.groups.values())
+    domain.groups["h"].error = None
+    await asyncio.sleep(0.05)
+    assert all(group.readable for group in domain.groups.values())
+    assert domain.loop.fault is None
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_what_a_run_before_showed_in_part_is_not_read(full: bool) -> None:
+    """The simulator's seed 3000119: recovery had filled the cache."""
+    domain = Domain("gh")
+    domain.groups["g"].error = None if full else NoSpace("the rest of the plan cannot be shown")
+    domain.groups["g"].apply_room = not full
+    domain.arrive("g", 1, 9)
+    domain.arrive("h", 9)
+    await domain.settle()
+    assert not domain.groups["h"].readable
+    domain.loop.remove("g")
+    assert domain.groups["g"].readable
+
+
 async def test_numbers_are_applied_without_leaving_one_out() -> None:
     domain = Domain("gh", mode="sequence")
     domain.arrive("g", 1, 3, 4)
@@ -155,6 +200,78 @@ async def test_number_that_nobody_can_bring_any_more_is_passed() -> None:
     assert not domain.loop.tick_wanted("g")
     domain.arrive("h", 6, kind=Kind.TICK)
     assert await domain.settle() == [1, 2, 5]
+
+
+def _restarted(before: Domain, names: str, base: int = 0) -> Domain:
+    """The domain after a restart: the groups are taken in one after the other."""
+    after = Domain("", mode="sequence")
+    for name in names:
+        after.groups[name] = before.groups[name]
+        after.groups[name].budget = after.budget
+        after.loop.add(after.groups[name], base, "sequence")
+    return after
+
+
+@pytest.mark.parametrize("names", ["gh", "hg"])
+async def test_line_of_numbers_is_where_it_was_after_a_restart(names: str) -> None:
+    """An idle group would otherwise hold the others until it brings something. The simulator's seed 2000651."""
+    before = Domain("gh", mode="sequence")
+    before.arrive("g", 1)
+    before.arrive("h", 2, 3)
+    await before.settle()
+    after = _restarted(before, names)
+    assert after.loop.cut_time == 4
+    after.arrive("h", 4)
+    assert await after.settle() == []  # `shown` is that of the first life
+    assert after.groups["h"].applied_time == 4
+
+
+@pytest.mark.parametrize("names", ["ghi", "ihg"])
+@pytest.mark.parametrize("settled", [False, True])
+async def test_numbers_that_one_group_has_shown_are_not_waited_for_in_others(names: str, settled: bool) -> None:
+    """Recovery shows what the disks may have, of each group another part. The simulator's seed 3000119."""
+    before = Domain("ghi", mode="sequence")
+    before.arrive("g", 1, 2)
+    before.arrive("h", 3, 4, 6, 8)
+    before.arrive("i", 5, 7)
+    before.groups["h"].apply_through(2)
+    before.groups["i"].apply_through(1)
+    after = _restarted(before, names)
+    if settled:
+        await after.settle()
+        assert after.loop.cut_time == 9
+        after.arrive("g", 9)
+        await after.settle()
+    final = after.loop.final_plan()
+    assert final.dropped == {}
+    assert final.cut_time == (10 if settled else 9)
+
+
+@pytest.mark.parametrize("names", ["gh", "hg"])
+async def test_line_of_numbers_waits_for_what_is_on_its_way_when_a_pair_is_new(names: str) -> None:
+    before = Domain("g", mode="sequence")
+    before.arrive("g", 1, 2)
+    await before.settle()
+    after = Domain("", mode="sequence")
+    after.groups = {"g": before.groups["g"], "h": FakeGroup("h", after.budget, after.shown)}
+    after.groups["h"].applied_time = 9  # the base of the new pair: 3 to 9 went to g, and have not arrived
+    for name in names:
+        after.groups[name].budget = after.budget
+        after.loop.add(after.groups[name], 9 if name == "h" else 0, "sequence")
+    after.arrive("g", *range(3, 10))
+    after.arrive("h", 10)
+    await after.settle()
+    assert after.loop.fault is None
+    assert after.loop.cut_time == 11
+
+
+async def test_line_of_numbers_stays_when_the_group_that_was_ahead_leaves() -> None:
+    domain = Domain("gh", mode="sequence")
+    domain.arrive("g", 1)
+    domain.arrive("h", 2, 3)
+    await domain.settle()
+    domain.loop.remove("h")
+    assert domain.loop.cut_time == 4
 
 
 async def test_ticks_are_asked_of_the_holder_and_only_for_writes() -> None:

@@ -91,6 +91,8 @@ WRONG = {
     "a number left out": encode(Kind.TICK, 2, 5),
     "a number again": encode(Kind.TICK, 1, 5) + encode(Kind.TICK, 1, 6),
     "a time that goes back": encode(Kind.TICK, 1, 5) + encode(Kind.TICK, 2, 4),
+    "a time behind which there is no other": encode(Kind.TICK, 1, (1 << 64) - 1),
+    "a time so late that it is none": encode(Kind.TICK, 1, 5) + encode(Kind.TICK, 2, 1 << 63),
     "a note, which is local to a journal": encode(Kind.NOTE, 1, 5),
     "an unknown kind": encode_header(9, sequence=1, time=5, generation=GENERATION, incarnation=1),
     "a write of no bytes": encode(Kind.WRITE, 1, 5, b""),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from controllerd.replication.messages import (
     MAX_TEXT,
     Accept,
     Ack,
+    Farewell,
     Fence,
     Fenced,
     Heartbeat,
@@ -26,8 +27,13 @@ from controllerd.replication.messages import (
     decode_heartbeat_untrusted,
 )
 
-KINDS: list[Any] = [Hello, Pull, Accept, Refuse, Fence, Fenced, Notice]
-WRONG: list[Any] = [None, [], {}, -1, 2**64, True, 1.5, "x" * (MAX_TEXT + 1)]
+KINDS: list[Any] = [Hello, Pull, Accept, Refuse, Fence, Fenced, Farewell, Notice]
+TEXTS: dict[Any, str] = {
+    Hello: "controller", Pull: "reason", Accept: "time_source", Refuse: "text", Fence: "reason", Fenced: "pair",
+    Farewell: "reason", Notice: "reason",
+}  # fmt: skip
+"""A field of each that may be long."""
+WRONG: list[Any] = [None, [], {}, -1, 2**63, True, 1.5, "x" * (MAX_TEXT + 1)]
 numbers = st.integers(0, 2**64 - 1)
 
 
@@ -76,9 +82,22 @@ def test_deep_json_is_refused() -> None:
         Notice.decode_untrusted(memoryview(b"[" * 4000))
 
 
-def test_long_reason_is_cut_not_refused() -> None:
-    frame = Notice("fail", "x" * 4000).encode()
-    assert len(Notice.decode_untrusted(memoryview(frame[HEADER_SIZE:])).reason) == MAX_TEXT
+@pytest.mark.parametrize("letter", ["x", "\N{GRINNING FACE}", "é", "\0", '"'])
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_text_is_cut_not_refused(kind: Any, letter: str) -> None:
+    message = replace(example(kind), **{TEXTS[kind]: 4000 * letter})
+    found = kind.decode_untrusted(memoryview(message.encode()[HEADER_SIZE:]))
+    assert getattr(found, TEXTS[kind]) == letter * MAX_TEXT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_of_a_character_is_neither_taken_nor_sent(kind: Any) -> None:
+    """No log, catalogue or answer could show it."""
+    document = {**json.loads(example(kind).encode()[HEADER_SIZE:]), TEXTS[kind]: "a\ud800b"}
+    with pytest.raises(FrameError):
+        kind.decode_untrusted(memoryview(json.dumps(document).encode()))
+    frame = replace(example(kind), **{TEXTS[kind]: "a\ud800b"}).encode()
+    assert getattr(kind.decode_untrusted(memoryview(frame[HEADER_SIZE:])), TEXTS[kind]) == "a?b"
 
 
 @given(numbers, numbers, numbers, numbers, numbers, st.booleans())

@@ -77,6 +77,18 @@ def test_busy_group_gets_no_ticks_with_a_clock_but_does_without_one() -> None:
         assert found == expected
 
 
+@pytest.mark.parametrize("source", ["clock", "host"])
+def test_ticks_of_an_earlier_primary_are_passed_once(source: str) -> None:
+    """After a takeover the groups' last records are its ticks. The simulator's seed 2001388 never came to rest."""
+    ticks = Ticks(source, "gh")
+    for group in ticks.groups.values():
+        ticks.journal(group, ticks.time.pass_on_tick(5000, ticks.now))
+    for _ in range(4):
+        ticks.turn()
+    assert min(group.last_time for group in ticks.groups.values()) > 5000
+    assert ticks.rests()
+
+
 def test_numbers_need_no_ticks_unless_the_secondary_asks() -> None:
     ticks = Ticks("sequence", "gh")
     ticks.write("g")

@@ -234,6 +234,28 @@ def test_changed_byte_in_the_catalogue_is_found(tmp_path: Path, table: str, colu
         _life(tmp_path, _nothing)
 
 
+@pytest.mark.parametrize("value", [7, 1.5, b"[]", "[]"], ids=["integer", "real", "blob", "text"])
+@pytest.mark.parametrize(("table", "column"), [("map_pages", "entries"), ("documents", "document"), ("facts", "value")])
+def test_value_of_another_type_in_the_catalogue_is_damage(
+    tmp_path: Path, table: str, column: str, value: float | bytes | str
+) -> None:
+    _life(tmp_path, _fill, kill=False)
+    with sqlite3.connect(tmp_path / "catalogue.sqlite") as database:
+        database.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    database.close()
+    with pytest.raises(Corrupt):
+        _life(tmp_path, _nothing)
+
+
+def test_damage_in_the_catalogue_that_its_own_error_cannot_name_is_damage(tmp_path: Path) -> None:
+    _life(tmp_path, _fill, kill=False)
+    path = tmp_path / "catalogue.sqlite"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"tabledocumentsdocuments", b"table\x88ocumentsdocuments"))
+    with pytest.raises(Corrupt, match="not a usable catalogue"):
+        _life(tmp_path, _nothing)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_damage_to_the_catalogue_file_ends_in_one_clear_error_or_in_nothing(tmp_path: Path, seed: int) -> None:
     _life(tmp_path, _fill, kill=False)

@@ -107,3 +107,73 @@ def test_write_staged_while_its_region_is_given_back_keeps_it(turns: int) -> Non
     machine.crash(Loss.KILL)
     live(machine, after)
     machine.destroy()
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_zeros_that_end_in_holes_take_no_space_even_in_a_full_pool(trim: bool) -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        volume, pool = system.volume("v0"), system.pools["p"]
+        put(system, "v0", 4 * REGION, b"x" * REGION)
+        taken = [pool.allocate(0) for _ in range(pool.free)]
+        for low, high in [(100, 200), (REGION - 1, 4 * REGION), (5 * REGION, SIZE - 7), (100, 5 * REGION + 1)]:
+            volume.group.stage_zeroes(volume, low, high - low, trim=trim)
+        volume.group.commit()
+        assert not any(await content(system, "v0"))
+        await system.checkpointer.checkpoint()
+        assert volume.allocated == 0
+        pool.release(taken)
+
+    async def after(system: StorageSystem) -> None:
+        assert not any(await content(system, "v0"))
+
+    live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
+@pytest.mark.parametrize("crash", [True, False])
+def test_edges_of_zeros_know_what_is_staged_before_and_after_them(crash: bool) -> None:
+    machine = make_machine()
+    expected = bytearray(SIZE)
+
+    async def scenario(system: StorageSystem) -> None:
+        volume = system.volume("v0")
+        group = volume.group
+
+        def write(offset: int, data: bytes) -> None:
+            group.stage_write(volume, offset, memoryview(data))
+            expected[offset : offset + len(data)] = data
+
+        def zeros(offset: int, length: int) -> None:
+            group.stage_zeroes(volume, offset, length, trim=True)
+            expected[offset : offset + length] = bytes(length)
+
+        for number in range(3):  # on holes, on regions that are mapped, and on those trimmed meanwhile
+            write(REGION - 600, b"a" * 500)
+            zeros(REGION - 300, REGION)
+            write(2 * REGION - 400, b"b" * 500)
+            zeros(2 * REGION + 50, 100)
+            zeros(4 * REGION + 10, REGION)
+            write(5 * REGION + 5, b"c" * 100)
+            group.commit()
+            assert await content(system, "v0") == expected
+            if number == 1:
+                zeros(0, SIZE)
+                group.commit()
+                await system.destagers["g0"].destage()
+                assert volume.allocated == 0
+            await group.make_durable()
+
+    async def after(system: StorageSystem) -> None:
+        if not crash:
+            await system.checkpointer.checkpoint()
+        assert await content(system, "v0") == expected
+
+    live(machine, scenario)
+    if crash:
+        machine.crash(Loss.NOTHING)
+    live(machine, after)
+    machine.destroy()

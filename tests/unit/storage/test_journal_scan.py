@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
@@ -95,7 +96,7 @@ class Directory:
         def segment(found: Segment, proven: int) -> None:
             self.segments.append((found.ordinal, proven))
 
-        return scan_journal(
+        steps = scan_journal(
             self.files,
             "/j",
             group_id=GROUP,
@@ -106,7 +107,14 @@ class Directory:
             numbering=Numbering(incarnations, GENERATION, own),
             on_segment=segment,
             on_record=self.records.append,
+            opened=ExitStack(),
         )
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                found: Scan = ended.value
+                return found
 
     def found(self) -> list[int]:
         """Numbers of the records that were handed on, each with the content it was written with."""

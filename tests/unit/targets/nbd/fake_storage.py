@@ -145,6 +145,9 @@ class FakeVolume:
         self.sparse = False
         """Whether zeros are known to be such."""
         self.holes: list[tuple[int, bool]] | None = None
+        self.copied = False
+        self.differences_known = True
+        self.changed: list[tuple[int, bool]] = []
 
     def grant(self, client: Client) -> Grant:
         return grant(self.allow, client)
@@ -169,6 +172,13 @@ class FakeVolume:
         if self.holes is not None:
             return self.holes
         return [(length, False)]
+
+    async def learn_differences(self) -> None:
+        self.differences_known = True
+
+    def differing(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        assert self.differences_known
+        return self.changed or [(length, False)]
 
 
 def vast_volume(size: int) -> FakeVolume:

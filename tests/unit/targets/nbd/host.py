@@ -15,7 +15,7 @@ from controllerd.targets.nbd.counters import Counters
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.framing import STRUCTURED, Framing
 from controllerd.targets.nbd.settings import KIB, MIB, Limits
-from controllerd.targets.nbd.slow_reads import serve_slowly
+from controllerd.targets.nbd.slow_reads import serve_slowly, serve_status
 from controllerd.targets.nbd.transmission import Transmission
 from tests.unit.targets.nbd import client
 from tests.unit.targets.nbd.client import Replies, Reply, extended_request, request
@@ -127,6 +127,13 @@ class Host:
             with contextlib.suppress(StopIteration):
                 while True:  # nothing here waits for anything, so no loop is needed
                     serving.send(None)
+        self.collect()
+
+    def serve_slow_statuses(self) -> None:
+        waiting, self.machine.slow_statuses = self.machine.slow_statuses, []
+        for status in waiting:
+            with contextlib.suppress(StopIteration):
+                serve_status(self.machine, status).send(None)
         self.collect()
 
     def take(self) -> dict[int, Reply]:

@@ -14,7 +14,7 @@ from controllerd.model.errors import (
     ReadOnly,
     RemoteCopyError,
 )
-from controllerd.targets.nbd.contexts import ALLOCATION, WRITE_TIME
+from controllerd.targets.nbd.contexts import ALLOCATION, DIRTY, WRITE_TIME
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.framing import SIMPLE
 from controllerd.targets.nbd.settings import MIB
@@ -211,6 +211,40 @@ def test_block_status_of_a_long_range_is_cut_at_a_boundary() -> None:
     assert state == 0
     assert length <= 1 << 30
     assert (1000 + length) % 65_536 == 0
+
+
+def test_block_status_tells_what_differs() -> None:
+    host = Host(contexts=(ALLOCATION, DIRTY))
+    host.volume.changed = [(4096, False), (8192, True)]
+    assert host.one(request(client.STATUS, 1, 0, 12_288)).status == {
+        1: [(12_288, 0)],
+        3: [(4096, 0), (8192, 1)],
+    }
+    reply = host.one(request(client.STATUS, 1, 0, 12_288, client.REQ_ONE))
+    assert reply.status == {1: [(12_288, 0)], 3: [(4096, 0)]}
+    assert host.one(request(client.STATUS, 1, 0, 0)).error == client.EINVAL
+    assert host.one(request(client.STATUS, 1, host.volume.size, 512)).error == client.EINVAL
+    assert host.one(request(client.STATUS, 1, 0, 512, client.DF)).error == client.EINVAL
+
+
+def test_block_status_waits_until_differences_are_known() -> None:
+    host = Host(contexts=(ALLOCATION, DIRTY))
+    host.volume.differences_known = False
+    assert not host.send(request(client.STATUS, 1, 0, 4096), request(client.STATUS, 2, 0, 512))
+    assert host.stopped(Stop.PENDING)
+    host.volume.changed = [(4096, True)]
+    host.serve_slow_statuses()
+    assert host.wakes == 1
+    assert host.take()[1].status == {1: [(4096, 0)], 3: [(4096, 1)]}
+    host.go_on()
+    assert set(host.take()) == {2}
+    assert not host.machine.in_flight
+
+
+def test_block_status_of_other_contexts_waits_for_nothing() -> None:
+    host = Host(contexts=(ALLOCATION,))
+    host.volume.differences_known = False
+    assert host.one(request(client.STATUS, 1, 0, 4096)).status == {1: [(4096, 0)]}
 
 
 def test_hole_is_sent_as_such() -> None:

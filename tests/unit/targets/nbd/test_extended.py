@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from controllerd.targets.nbd.contexts import ALLOCATION, WRITE_TIME
+from controllerd.targets.nbd.contexts import ALLOCATION, DIRTY, WRITE_TIME
 from controllerd.targets.nbd.events import Stop
 from controllerd.targets.nbd.framing import EXTENDED
 from controllerd.targets.nbd.settings import MIB
@@ -95,6 +95,19 @@ def test_block_status_can_be_limited_to_contexts(wide: Host) -> None:
     assert wide.one(status(1)).status == {1: [(4096, 3), (8192, 0)]}
     assert wide.one(status(2, 1)).status == {1: [(4096, 3), (8192, 0)], 2: [(12_288, 0)]}
     assert wide.one(status(1, flags=client.REQ_ONE | client.FUA)).status == {1: [(4096, 3)]}
+
+
+def test_block_status_of_differences_only_when_they_are_named() -> None:
+    host = Host(framing=EXTENDED, contexts=(ALLOCATION, DIRTY))
+    host.volume.differences_known = False
+    assert host.one(status(1)).status == {1: [(12_288, 0)]}
+    assert not host.send(status(1, 3))
+    host.volume.changed = [(8192, True), (4096, False)]
+    host.serve_slow_statuses()
+    assert host.take()[1].status == {1: [(12_288, 0)], 3: [(8192, 1), (4096, 0)]}
+    host.go_on()
+    assert host.one(status(3, flags=client.REQ_ONE)).status == {3: [(8192, 1)]}
+    assert host.one(status(2)).error == client.EINVAL
 
 
 @pytest.mark.parametrize(

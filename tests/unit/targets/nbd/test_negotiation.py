@@ -216,6 +216,27 @@ def test_list_meta_context(queries: list[str], found: list[bytes]) -> None:
     assert replies == [(client.META, bytes(4) + name) for name in found] + [(client.ACK, b"")]
 
 
+def test_dirty_is_offered_where_there_is_a_copy_to_differ_from() -> None:
+    table = exports()
+    paired = table.lookup("vol")
+    assert paired is not None
+    paired.copied = True
+    machine = start(table=table)
+    feed(machine, client.option(client.STRUCTURED))
+    for queries in ((), ("remotecopy:",), ("remotecopy:dirty",)):
+        replies = ask(machine, client.meta(client.LIST_META, "vol", *queries))
+        assert (client.META, bytes(4) + b"remotecopy:dirty") in replies
+        replies = ask(machine, client.meta(client.LIST_META, "fixed", *queries))
+        assert (client.META, bytes(4) + b"remotecopy:dirty") not in replies
+    assert kinds(machine, client.meta(client.SET_META, "vol", "remotecopy:")) == [client.ACK]
+    assert kinds(machine, client.meta(client.SET_META, "fixed", "remotecopy:dirty")) == [client.ACK]
+    replies = ask(machine, client.meta(client.SET_META, "vol", "remotecopy:dirty"))
+    assert replies == [(client.META, struct.pack(">I", 3) + b"remotecopy:dirty"), (client.ACK, b"")]
+    feed(machine, client.go("vol"))
+    assert machine.result is not None
+    assert [context.name for context in machine.result.contexts] == ["remotecopy:dirty"]
+
+
 def test_set_meta_context_selects_by_full_name_only() -> None:
     machine = structured()
     replies = ask(machine, client.meta(client.SET_META, "vol", "base:", "remotecopy:write-time", "x:y"))
