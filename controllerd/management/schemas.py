@@ -120,6 +120,12 @@ class PoolCreate(Request):
     region_size: Size | None = Field(None, description="Power of two from 4 KiB to 16 MiB.")
 
 
+class PoolGrow(Request):
+    """A disk that is in no pool."""
+
+    disk: Name
+
+
 class PoolAnswer(Answer):
     name: str
     disks: list[str]
@@ -336,7 +342,10 @@ class PairStatus(Answer):
     connected_since: int | None = None
     last_contact: int | None = Field(None, description="Wall-clock ns when the peer was last heard.")
     link_reason: str | None = Field(None, description="Why there is no connection.")
-    blocked: bool = Field(False, description="Primary: hosts' writes wait; secondary: what arrives finds no room.")
+    blocked: bool = Field(
+        False,
+        description="Primary: writes fail (EIO), none may open for writing; secondary: no room for what arrives.",
+    )
     written: Position = Field(Position(), description="The primary's newest record.")
     transferred: Position = Field(Position(), description="Sent by the primary.")
     arrived: Position = Field(Position(), description="In the secondary's journal, without gaps.")
@@ -358,6 +367,7 @@ class PairStatus(Answer):
     diverged_bytes: int | None = Field(
         None, description="Their bytes; None: not known, and `diverged_writes` is the most it can be."
     )
+    corrupt_frames: int = Field(0, description="How often damaged data came from the peer, since the start.")
     holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
     holder_since: int | None = Field(None, description="Wall-clock ns since when it holds it.")
     holder_why: str | None = None

@@ -149,6 +149,11 @@ class FrameReader:
         self._limits = _LIMITS
 
     @property
+    def damaged(self) -> bool:
+        """Whether what came is not made of valid frames."""
+        return self._error is not None
+
+    @property
     def buffer(self) -> memoryview:
         """Free memory to receive into; never empty."""
         return self._view[self._end :]

@@ -326,6 +326,9 @@ class PrimaryPair:
             facts: dict[str, object] = {"pair": self.record.spec.identity, "role": Role.PRIMARY.value}
             self._context.report("pair-disconnected", {**facts, "reason": self.sender.reason})
 
+    def damaged(self, what: str) -> None:
+        self._context.report_damage(self.record, what)
+
     def failed(self, error: RemoteCopyError) -> None:
         self.suspend(PairEvent.FAIL, str(error))
 

@@ -70,6 +70,9 @@ class ReceiverEvents(Protocol):
     def not_connected(self, reason: str) -> None:
         """There is no session, for another reason than before."""
 
+    def damaged(self, what: str) -> None:
+        """Damaged data came from the primary; it is asked for again."""
+
     def noticed(self, notice: Notice) -> None:
         """The primary changed the pair."""
 
@@ -253,6 +256,8 @@ class Receiver:
         return f"{self.peer} refuses: {refuse.text}"
 
     def _lost(self, link: Link, reason: str) -> None:
+        if link.damaged:
+            self._damaged(reason)
         answer = self._answers.get(link)
         if answer is not None and not answer.done():
             answer.set_exception(Unreachable(f"{self.peer}: {reason}"))
@@ -270,11 +275,15 @@ class Receiver:
                 else:
                     self._message(link, frame)
         except Corrupt as error:
-            self.corrupt_frames += 1
+            self._damaged(str(error))
             self.drop(f"damaged data from {self.peer}: {error}")
         finally:
             self.intake.journal()
         self.last_contact = self._clock()
+
+    def _damaged(self, what: str) -> None:
+        self.corrupt_frames += 1
+        self._events.damaged(what)
 
     def _message(self, link: Link, frame: Frame) -> None:
         if frame.type == FrameType.HEARTBEAT:

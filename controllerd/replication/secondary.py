@@ -190,6 +190,9 @@ class SecondaryPair:
         facts: dict[str, object] = {"pair": self.record.spec.identity, "peer": self.record.peer}
         self._context.report("pair-not-connected", {**facts, "reason": reason})
 
+    def damaged(self, what: str) -> None:
+        self._context.report_damage(self.record, what)
+
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":
             self.record.peer_deleted = True
@@ -238,7 +241,7 @@ class SecondaryPair:
 
     def stalled(self, error: RemoteCopyError | None) -> None:
         if error is not None and self.stall is None:
-            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "error": str(error)})
+            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "reason": str(error)})
         self.stall = None if error is None else str(error)
 
     # ---- states ---------------------------------------------------------------------------

@@ -59,6 +59,9 @@ class SenderEvents(Protocol):
     def noticed(self, notice: Notice) -> None:
         """The secondary changed the pair."""
 
+    def damaged(self, what: str) -> None:
+        """Damaged data came from the secondary."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -115,6 +118,7 @@ class Sender:
         self.connected_since: int | None = None
         self.last_contact: int | None = None
         self.sent_frames = 0
+        self.corrupt_frames = 0
         self.reason = "not connected yet"
         """Why the last session ended, for people."""
         self._events = events
@@ -191,6 +195,9 @@ class Sender:
         self._events.session_changed()
 
     def _lost(self, link: Link, reason: str) -> None:
+        if link.damaged:
+            self.corrupt_frames += 1
+            self._events.damaged(reason)
         if self.session is not None and link in self.session.links:
             # One connection less means a gap at the secondary, which asks for everything again.
             self.drop(f"a connection was lost: {reason}")

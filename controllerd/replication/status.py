@@ -42,6 +42,7 @@ class PairStatus:
             ``unheard_why``: why that is so, "" while the primary is heard.
         diverged_writes, diverged_bytes: after a takeover, what the old primary has behind the
             cut; None: there was none, or the old primary was not reached yet.
+        corrupt_frames: how often damaged data came from the peer, since the start.
         holder: the group that holds the apply domain's line, or whose path is cut, since
             when and why.
     """
@@ -76,6 +77,7 @@ class PairStatus:
     unheard_why: str
     diverged_writes: int | None
     diverged_bytes: int | None
+    corrupt_frames: int
     holder: str | None
     holder_since: int | None
     holder_why: str | None
@@ -121,6 +123,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         unheard_why="",
         diverged_writes=(record.diverged or {}).get("writes"),
         diverged_bytes=(record.diverged or {}).get("bytes"),
+        corrupt_frames=sender.corrupt_frames,
         holder=record.group if cut else None,
         holder_since=(sender.last_contact or record.since) if cut else None,
         holder_why=f"no connection from {record.peer}: {sender.reason}" if cut else None,
@@ -168,6 +171,7 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         unheard_why=unheard[group.name],
         diverged_writes=(record.diverged or {}).get("writes"),
         diverged_bytes=(record.diverged or {}).get("bytes"),
+        corrupt_frames=receiver.corrupt_frames,
         holder=None if held is None else held.group,
         holder_since=None if held is None else held.since,
         holder_why=None if held is None else held.why,

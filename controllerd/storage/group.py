@@ -358,6 +358,8 @@ class Group:
         for start in range(0, length, MAX_RANGE):
             time = max(self.write_time.stamp(self.clock(), carried), self.last_time)
             sequence = self._stage_record(kind, volume, offset + start, min(MAX_RANGE, length - start), time)
+        if volume.pool.short:
+            self.on_pressure()  # regions that were zeroed whole come back with a checkpoint
         return sequence
 
     def stage_tick(self, time: int) -> int:

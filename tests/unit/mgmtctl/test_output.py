@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from controllerd.management.schemas import PairStatus
 from mgmtctl import output
+from mgmtctl.status import _remarks
 
 NOW = 1_800_000_000_123_456_789
 
@@ -45,3 +47,8 @@ def test_wide_tables_are_not_cut_without_a_terminal(capsys: pytest.CaptureFixtur
     line = capsys.readouterr().out.splitlines()[1]
     assert "x" * 300 in line
     assert "end" in line
+
+
+def test_status_of_a_blocked_primary_says_that_writes_fail() -> None:
+    entry = PairStatus(group="g", role="primary", state="PAIR", peer="B", blocked=True)
+    assert _remarks(entry) == ["hosts cannot write (EIO) until the secondary has caught up"]
