@@ -31,7 +31,7 @@ import uvloop
 from controllerd.config import Address, Config
 from controllerd.management.app import create_app
 from controllerd.management.guard import GuardSettings
-from controllerd.management.observability import configure_logging
+from controllerd.management.observability import configure_logging, severity
 from controllerd.management.pair_orders import PairOrders
 from controllerd.management.server import ApiServer, ApiSettings
 from controllerd.model.errors import Conflict, RemoteCopyError
@@ -92,8 +92,7 @@ class Controller:
 
     def report(self, event: str, facts: dict[str, Any]) -> None:
         """Log one event that an operator cares about."""
-        bad = event.endswith(("-failed", "-corrupt", "-lost", "-suspended")) or facts.get("fault")
-        (self._log.error if bad else self._log.info)(event, **facts)
+        self._log.log(severity(event, facts), event, **facts)
 
     # ---- what the management API asks -----------------------------------------
 

@@ -33,6 +33,7 @@ from hostsim.bank_report import BankReport, ChainState, Fault, Violation
 from hostsim.stamp import (
     BLOCK_SIZES,
     CHAINS_MAX,
+    TRACE,
     Kind,
     Stamp,
     StampError,
@@ -64,6 +65,7 @@ def check_bank(
     report = BankReport()
     ordered = _formatted(contents, report)
     if ordered is None:
+        report.foreign = not report.consistent and not any(TRACE in bytes(content) for content in contents)
         if record is not None:  # the copy is older than the format: everything recorded is missing
             report.run = record.run
             report.chains = [ChainState(chain) for chain in sorted(record.chains)]

@@ -56,6 +56,7 @@ class BankReport:
     """The verdict. Money in units; times in nanoseconds since 1970, 0 = none."""
 
     formatted: bool = False
+    foreign: bool = False  # there is data, and no trace of a bank in it
     run: int = 0
     violations: list[Violation] = field(default_factory=list)
     violation_count: int = 0
@@ -76,6 +77,16 @@ class BankReport:
         """True if the image is a consistent cut (and whatever else was asked for holds)."""
         return self.violation_count == 0
 
+    @property
+    def nothing_to_judge(self) -> bool:
+        """True if there is no bank, or none yet: the volumes are empty, of others, or not completely formatted."""
+        return self.foreign or (self.consistent and not self.formatted)
+
+    @property
+    def incomplete(self) -> bool:
+        """True if the image is a consistent cut, and the one thing wrong is that it must lack nothing and does."""
+        return [violation.fault for violation in self.violations] == [Fault.NOT_ACKNOWLEDGED_ALL]
+
     def add(self, violation: Violation) -> None:
         """Count a violation; the first ones are kept with their text."""
         self.violation_count += 1
@@ -83,10 +94,11 @@ class BankReport:
             self.violations.append(violation)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report for ``--json``: the fields, ``consistent``, and the last transfer of every host."""
+        """Return the report for ``--json``: the fields, the verdicts, and the last transfer of every host."""
         facts = asdict(self)
         facts["run"] = f"{self.run:016x}"
         facts["consistent"] = self.consistent
+        facts["incomplete"] = self.incomplete
         facts["hosts"] = [
             {"host": host, "mainframe": chains[0].mainframe, "transfers": sum(chain.transfer for chain in chains)}
             for host, chains in sorted(self.by_host().items())

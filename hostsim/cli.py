@@ -33,6 +33,7 @@ EXIT_BAD = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3
 EXIT_EMPTY = 4
+SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
 _EPILOG = f"""Example: hostsim check --volume nbd://b/a1 --volume nbd://b/log --record acks.jsonl
 
 Exit codes:
@@ -40,7 +41,7 @@ Exit codes:
   {EXIT_BAD:3}  checked and not good
   {EXIT_USAGE:3}  wrong usage, or volumes or a record that cannot be used
   {EXIT_LOST:3}  a path was lost, or a command refused, before the work was done
-  {EXIT_EMPTY:3}  `check`: nothing to judge, because the volumes are empty or their format is not complete
+  {EXIT_EMPTY:3}  `check`: nothing to judge, because no bank is on the volumes or its format is not complete
 """
 
 app = typer.Typer(
@@ -51,10 +52,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _uri(text: str) -> str:
+    """Return an NBD URI as it is. Raises typer.BadParameter."""
+    if text.partition("://")[0] not in SCHEMES or "://" not in text:
+        raise typer.BadParameter(f"{text!r} is not an NBD URI, like nbd://host/volume")
+    return text
+
+
 Volumes = Annotated[
     list[str],
-    typer.Option("--volume", help="NBD URI of a volume; repeat. The last ones (--ledgers) hold the log."),
-]
+    typer.Option(
+        "--volume", parser=_uri, metavar="URI",
+        help="NBD URI of a volume; repeat. The last ones (--ledgers) hold the log.",
+    ),
+]  # fmt: skip
 Images = Annotated[list[str], typer.Option("--volume", help="NBD URI or image file of a volume; repeat, in any order.")]
 Hosts = Annotated[str, typer.Option(help="Hosts: kinds `mainframe` (gives write times) and `open`, with numbers.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -162,10 +174,10 @@ def check_command(
         print(json.dumps(report.as_dict()))
     else:
         render.show_report(_console(), report)
+    if report.nothing_to_judge:
+        raise typer.Exit(EXIT_EMPTY)
     if not report.consistent:
         raise typer.Exit(EXIT_BAD)
-    if not report.formatted:
-        raise typer.Exit(EXIT_EMPTY)
 
 
 async def _check(volumes: list[str], record: Path | None, lossless: bool) -> BankReport:
@@ -175,7 +187,7 @@ async def _check(volumes: list[str], record: Path | None, lossless: bool) -> Ban
 
 @app.command("write-verify", epilog="Example: hostsim write-verify --volume nbd://h/v --record w.jsonl --seconds 20")
 def write_verify_command(
-    volume: Annotated[str, typer.Option(help="NBD URI of the volume.")],
+    volume: Annotated[str, typer.Option(parser=_uri, metavar="URI", help="NBD URI of the volume.")],
     record: Annotated[Path, typer.Option(help="File that keeps every write and its outcome; continued if it exists.")],
     seconds: Annotated[float, typer.Option(help="How long; 0: until SIGINT or SIGTERM.")] = 10.0,
     depth: Annotated[int, typer.Option(help="Commands in flight.")] = 8,

@@ -45,12 +45,14 @@ def show_report(console: Console, report: BankReport) -> None:
         console.print(f"{violation.fault}: {violation.text}", style="red", markup=False)
     if report.violation_count > len(report.violations):
         console.print(f"... and {report.violation_count - len(report.violations)} more")
-    if not report.consistent:
-        console.print(f"NOT CONSISTENT: {report.violation_count} violations", style="bold red")
-    elif report.formatted:
-        console.print("consistent", style="bold green")
-    else:
+    if report.nothing_to_judge:
         console.print("NOTHING TO JUDGE: no bank is on these volumes, or its format is not complete", style="bold red")
+    elif report.incomplete:
+        console.print(f"consistent, but NOT COMPLETE: {report.violations[0].text}", style="bold red")
+    elif not report.consistent:
+        console.print(f"NOT CONSISTENT: {report.violation_count} violations", style="bold red")
+    else:
+        console.print("consistent", style="bold green")
 
 
 def _host_table(report: BankReport) -> Table:

@@ -18,6 +18,8 @@ CHAINS_MAX = 16
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 65536)
 FORMAT_VERSION = 1
 
+TRACE = b"RCBANK"
+"""Every block that hostsim writes begins with it."""
 _BLOCK_MAGIC = b"RCBANK\x00\x01"
 _SUPER_MAGIC = b"RCBANKSB"
 

@@ -1,12 +1,14 @@
 """HTTP client of one controller: orders out, schemas in, errors as `CliError`.
 
-Owns: connections, timeouts, and what an answer means. Never: prints, retries, or knows an order's options.
+Owns: connections, timeouts, and what an answer means.
+Never: prints, sends an order twice, or knows its options.
 """
 
 from __future__ import annotations
 
 import json
 import ssl
+import time
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -19,16 +21,21 @@ from mgmtctl.errors import CliError, ExitCode, exit_code_for, usage_error
 from mgmtctl.settings import Endpoint, read_token
 
 CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_POLL_S: Final = 0.1
 ANSWER_BYTES_MAX: Final = 64 << 20
 _Answer = TypeVar("_Answer")
 
 
 class Client:
-    """Talks to one controller. ``timeout_s`` bounds the wait for each answer. Use as a context manager."""
+    """Talks to one controller. ``timeout_s`` bounds the wait for each answer. Use as a context manager.
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+    ``wait_s``: how long to try again when there is no connection, from now on.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float, wait_s: float = 0.0) -> None:
         self.endpoint = endpoint
         self._timeout_s = timeout_s
+        self._waits_until = time.monotonic() + wait_s
         url, transport = endpoint.url, None
         if url.startswith("unix:"):
             transport, url = httpx.HTTPTransport(uds=url.removeprefix("unix:")), "http://controller"
@@ -101,14 +108,15 @@ class Client:
     def _send(self, method: str, path: str, body: BaseModel | None, query: dict[str, str | None]) -> httpx.Response:
         # Only what was set goes out, so that the controller's own defaults stand.
         content = None if body is None else body.model_dump_json(exclude_unset=True).encode()
+        request = self._http.build_request(
+            method,
+            path,
+            params={key: value for key, value in query.items() if value is not None},
+            content=content,
+            headers=self._authorization | ({} if content is None else {"Content-Type": "application/json"}),
+        )
         try:
-            response = self._http.request(
-                method,
-                path,
-                params={key: value for key, value in query.items() if value is not None},
-                content=content,
-                headers=self._authorization | ({} if content is None else {"Content-Type": "application/json"}),
-            )
+            response = self._connected(request)
         except httpx.ConnectTimeout:
             raise self._error("does not answer", ExitCode.UNREACHABLE) from None
         except httpx.TimeoutException:
@@ -119,6 +127,16 @@ class Client:
         if response.is_success:
             return response
         raise self._refusal(response)
+
+    def _connected(self, request: httpx.Request) -> httpx.Response:
+        """The answer; what could not be sent because nobody listens is tried again for as long as was asked for."""
+        while True:
+            try:
+                return self._http.send(request)
+            except httpx.ConnectError:
+                if time.monotonic() >= self._waits_until:
+                    raise
+            time.sleep(CONNECT_POLL_S)
 
     def _refusal(self, response: httpx.Response) -> CliError:
         status = exit_code_for(response.status_code)

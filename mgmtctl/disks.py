@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from controllerd.management.schemas import DiskAnswer, DiskCreate, PoolAnswer, PoolCreate
+from controllerd.management.schemas import DiskAnswer, DiskCreate, PoolAnswer, PoolCreate, PoolGrow
 from mgmtctl import output
 from mgmtctl.options import ControllerOption, JsonOption, OptionalSizeOption, Target, session_of
 from mgmtctl.requests import build
@@ -67,6 +67,24 @@ def create_pool(
         answer = client.post("/v1/pools", order, PoolAnswer)
     output.print_done(
         answer, f"pool {answer.name} created: {output.size(answer.size)} on {', '.join(answer.disks)}", as_json=as_json
+    )
+
+
+@pool_app.command("add-disk", epilog="Example: mgmtctl pool add-disk A:p --disk d3")
+def add_disk(
+    context: typer.Context,
+    name: Target,
+    disk: Annotated[str, typer.Option("--disk", metavar="DISK", help="A disk that is in no pool.")],
+    controller: ControllerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a pool larger by a disk; hosts and copies that found it full go on by themselves."""
+    owner, pool = split_target(name, controller)
+    order = build(PoolGrow, disk=disk)
+    with session_of(context).client(owner) as client:
+        answer = client.post(f"/v1/pools/{pool}/disks", order, PoolAnswer)
+    output.print_done(
+        answer, f"pool {answer.name} has {output.size(answer.size)} on {', '.join(answer.disks)}", as_json=as_json
     )
 
 

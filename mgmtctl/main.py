@@ -72,6 +72,10 @@ def options(
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0.1, max=86400, help="Longest wait for an answer."),
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", metavar="SECONDS", min=0, max=86400, help="Wait for a controller that is starting."),
+    ] = 0.0,
     default: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +91,10 @@ def options(
 ) -> None:
     """Take what stands before the order."""
     context.obj = Session(
-        config=config, options=Overrides(url=url, token_file=token_file, controller=default), timeout_s=timeout
+        config=config,
+        options=Overrides(url=url, token_file=token_file, controller=default),
+        timeout_s=timeout,
+        wait_s=wait,
     )
 
 

@@ -118,6 +118,13 @@ def write_time(value: int | None) -> str:
     return wall_time(value)
 
 
+def point(write_time_value: int) -> str:
+    """A write time in a sentence, as what it is: a time, or a number where the source counts."""
+    if write_time_value < _WALL_CLOCK_MIN_NS:
+        return f"write number {write_time_value} (a counter, not a time)"
+    return f"write time {wall_time(write_time_value)}"
+
+
 def wall_time(value: int | None) -> str:
     """Wall-clock ns as local date and time."""
     if value is None:

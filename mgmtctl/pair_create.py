@@ -38,6 +38,7 @@ from mgmtctl.requests import build
 CONNECT_LIMIT_S: Final = 5.0
 """How long the two sides may take to find each other before the order says that they have not."""
 CONNECT_POLL_S: Final = 0.1
+MIRRORING: Final = frozenset({"PAIR", "COPY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,9 @@ class _Run:
             right = "name another with --map"
             text = f"volume {where} is in group {found.group}, not in {plan.secondary_group}; {right}"
             raise CliError(text, ExitCode.CONFLICT)
+        elif plan.pool is not None and found.pool != plan.pool:
+            right = f"leave --create-secondary and --pool out to take it, or give --pool {found.pool}"
+            raise CliError(f"volume {where} is there already, in pool {found.pool}; {right}", ExitCode.CONFLICT)
         elif found.size != source.size:
             sizes = f"{format_size(found.size)}, {source.name} has {format_size(source.size)}"
             raise CliError(f"volume {where} has {sizes}; both must be equal", ExitCode.CONFLICT)
@@ -214,6 +218,10 @@ class _Run:
             keep_journal=plan.keep_journal or None,
         )
         answer, new = client.create("/v1/pairs", order, PairAnswer)
+        if not new and answer.state not in MIRRORING:
+            why = f"is there already and is {answer.state} ({answer.reason or 'no reason'})"
+            right = "delete it on both sides before it is made anew"
+            raise CliError(f"{client.endpoint.name}: the pair of group {group} {why}; {right}", ExitCode.CONFLICT)
         if new:
 
             def forget() -> None:

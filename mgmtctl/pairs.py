@@ -65,7 +65,7 @@ def create(
     ] = None,
     on_sync_loss: Annotated[
         Literal["suspend", "block"],
-        typer.Option(help="The secondary does not answer: go on alone, or fail writes (fence level data)."),
+        typer.Option(help="The secondary does not answer: go on alone, or fail writes with EIO until it does."),
     ] = "suspend",
     sync_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0.001, max=600, help="How long a write waits for it.")
@@ -84,7 +84,8 @@ def create(
 ) -> None:
     """Make a pair of two groups: first its secondary, then its primary side; what was made is undone on failure.
 
-    The same order given twice does nothing the second time.
+    The same order given twice does nothing the second time. When the two sides do not find each other (no path, a wrong
+    key), the pair is kept and the exit code is 3: nothing is mirrored until they do.
     """
     primary_name, primary_group = _both(primary, "primary")
     secondary_name, secondary_group = _both(secondary, "secondary")
@@ -111,13 +112,15 @@ def create(
         output.print_json(
             {"primary": answers[0].model_dump(mode="json"), "secondary": answers[1].model_dump(mode="json")}
         )
-        return
-    output.print_line(
-        f"pair {primary} -> {secondary} created: {mode}, {output.counted(len(answers[0].volumes), 'volume')}"
-    )
-    for name, side in ((secondary_name, answers[1]), (primary_name, answers[0])):
-        if not side.connected:
-            output.warn([f"nothing is mirrored, not connected yet: {name} says: {side.reason or 'no reason'}"])
+    else:
+        output.print_line(
+            f"pair {primary} -> {secondary} created: {mode}, {output.counted(len(answers[0].volumes), 'volume')}"
+        )
+    sides = ((secondary_name, answers[1]), (primary_name, answers[0]))
+    apart = [f"{name} says: {side.reason or 'no reason'}" for name, side in sides if not side.connected]
+    if apart:
+        text = f"the pair is made, and nothing is mirrored: not connected yet; {'; '.join(apart)}"
+        raise CliError(text, ExitCode.UNREACHABLE)
 
 
 def _mapping(items: list[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Session:
     config: Path | None = None
     options: Overrides = field(default_factory=Overrides)
     timeout_s: float | None = None
+    wait_s: float = 0.0
 
     @cached_property
     def settings(self) -> Settings:
@@ -50,7 +51,7 @@ class Session:
     def client(self, controller: str | None, *, long: bool = False) -> Client:
         """A client for ``controller`` (None: the default one); ``long`` for orders that take their time."""
         timeout_s = self.timeout_s or (LONG_ORDER_TIMEOUT_S if long else 30.0)
-        return Client(self.settings.resolve(controller, self.overrides), timeout_s)
+        return Client(self.settings.resolve(controller, self.overrides), timeout_s, self.wait_s)
 
     def clients(self, controllers: list[str]) -> list[Client]:
         """Clients for those named, or for all that are known; they may or may not answer."""
@@ -60,7 +61,7 @@ class Session:
             if controllers
             else self.settings.all(self.overrides)
         )
-        return [Client(endpoint, timeout_s) for endpoint in endpoints]
+        return [Client(endpoint, timeout_s, self.wait_s) for endpoint in endpoints]
 
 
 def split_target(target: str, controller: str | None) -> tuple[str | None, str]:

@@ -32,7 +32,10 @@ _COLUMNS: Final = (
 )  # fmt: skip
 TABLE_WIDTH_MIN: Final = 200
 """Columns of a terminal from which on the table is readable."""
-_BLOCKED: Final = {"primary": "hosts wait", "secondary": "no room for what arrives"}
+_BLOCKED: Final = {
+    "primary": "hosts cannot write (EIO) until the secondary has caught up",
+    "secondary": "no room for what arrives",
+}
 _NO_LAG: Final = frozenset({"SMPL", "SSWS"})
 _MIRRORED: Final = frozenset({"PAIR", "COPY"})
 _GOOD: Final = frozenset({"PAIR", "SMPL"})

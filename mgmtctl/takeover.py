@@ -59,7 +59,7 @@ def _show(answer: TakeoverAnswer) -> None:
     output.print_fields(
         [
             ("takeover", f"domain {answer.domain}; {what}"),
-            ("image", f"{verb} consistent up to write time {output.write_time(answer.cut_time)}"),
+            ("image", f"{verb} consistent up to {output.point(answer.cut_time)}"),
             ("missing (RPO)", _missing(answer)),
             ("held back by", _holder(answer)),
         ]

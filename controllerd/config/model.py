@@ -91,7 +91,9 @@ def _parse_address(value: object, info: ValidationInfo) -> Address:
 def _parse_addresses(value: object, info: ValidationInfo) -> tuple[Address, ...]:
     if isinstance(value, str):
         value = [value]
-    if not isinstance(value, list | tuple) or not value:
+    if value == []:
+        raise ValueError('the list is empty; write at least one address, like ["127.0.0.1:10809"]')
+    if not isinstance(value, list | tuple):
         raise ValueError(f'{shown(value)} is not a list of addresses; write ["127.0.0.1:10809"]')
     return tuple(_parse_address(item, info) for item in value)
 

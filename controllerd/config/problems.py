@@ -65,7 +65,9 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], file: str) -> Problem
         if _is_size(model, location):
             limit, given = f'"{format_size(limit).replace(" ", "")}"', format_size(detail["input"])
         elif isinstance(limit, float):
-            limit = f"{limit:g}"
+            limit = int(limit) if limit.is_integer() else f"{limit:g}"
+        if detail["input"] != detail["input"]:  # only nan is not itself
+            return Problem(file, key, f"{given} is not a number", f"write a number {_LIMIT_WORDS[kind]} {limit}")
         return Problem(file, key, f"{given} is out of range", f"write a value {_LIMIT_WORDS[kind]} {limit}")
     right = _TYPE_WORDS.get(kind)
     if right is None:

@@ -100,6 +100,12 @@ class ControllerCollector(Collector):
         yield gauge("pair_connected", "1: the peer answers.", (_number(entry.connected) for entry in entries))
         yield gauge("pair_lag_seconds", "How far the secondary is behind.", (entry.lag_s for entry in entries))
         yield gauge("pair_lag_bytes", "Journal not yet at the secondary.", (entry.lag_bytes for entry in entries))
+        corrupt = CounterMetricFamily(
+            "remotecopy_pair_corrupt_frames", "Damaged data from the peer (spec 4.5).", labels=_PAIR_LABELS
+        )
+        for entry in entries:
+            corrupt.add_metric(_labels(entry), entry.corrupt_frames)
+        yield corrupt
         for word in ("written", "transferred", "arrived", "applied"):
             positions: list[Position] = [getattr(entry, word) for entry in entries]
             yield gauge(f"pair_{word}_sequence", f"Last number {word}.", (item.seq for item in positions))

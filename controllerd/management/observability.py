@@ -1,6 +1,6 @@
 """Structured logs: one line per event that an operator cares about, on standard error.
 
-Owns: the set-up of structlog, and of the standard library's logging that uvicorn and asyncio use.
+Owns: the set-up of structlog, and of the standard library's logging that uvicorn and asyncio use; how bad an event is.
 Never: decides what is logged; every module gets its own logger with ``structlog.get_logger(NAME)``.
 """
 
@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal, TextIO
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "text"]
+
+_ERRORS: Final = ("-failed", "-error", "-lost", "-suspended")
+_WARNINGS: Final = ("-damaged", "-diverged", "-full", "-stalled", "-stopped")
+
+
+def severity(event: str, facts: Mapping[str, Any]) -> int:
+    """The level at which ``event`` is logged: its name says it, or an ``error`` or ``fault`` among its facts."""
+    if event.endswith(_ERRORS) or facts.get("error") or facts.get("fault"):
+        return logging.ERROR
+    return logging.WARNING if event.endswith(_WARNINGS) else logging.INFO
 
 
 def configure_logging(level: Level, form: Format, *, controller: str, stream: TextIO | None = None) -> None:

@@ -64,6 +64,15 @@ def _disk_and_pool_routes(router: APIRouter, controller: ControllerPort, orders:
 
         return await orders.queued(run)
 
+    @router.post("/pools/{name}/disks")
+    async def grow_pool(name: NameInPath, order: schemas.PoolGrow) -> schemas.PoolAnswer:
+        """Add a disk that is in no pool; who waits for space goes on by itself."""
+
+        async def run() -> schemas.PoolAnswer:
+            return views.pool(storage, storage.grow_pool(name, order.disk))
+
+        return await orders.queued(run)
+
 
 def _volume_routes(router: APIRouter, controller: ControllerPort, orders: Orders) -> None:
     storage = controller.storage

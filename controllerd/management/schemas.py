@@ -121,6 +121,12 @@ class PoolCreate(Request):
     region_size: Size | None = Field(None, description="Power of two from 4 KiB to 16 MiB.")
 
 
+class PoolGrow(Request):
+    """A disk that is in no pool."""
+
+    disk: Name
+
+
 class PoolAnswer(Answer):
     name: str
     disks: list[str]
@@ -337,7 +343,10 @@ class PairStatus(Answer):
     connected_since: int | None = None
     last_contact: int | None = Field(None, description="Wall-clock ns when the peer was last heard.")
     link_reason: str | None = Field(None, description="Why there is no connection.")
-    blocked: bool = Field(False, description="Primary: hosts' writes wait; secondary: what arrives finds no room.")
+    blocked: bool = Field(
+        False,
+        description="Primary: writes fail (EIO), none may open for writing; secondary: no room for what arrives.",
+    )
     written: Position = Field(Position(), description="The primary's newest record.")
     transferred: Position = Field(
         Position(), description="Sent by the primary. From here on null: not known, until the peer is heard."
@@ -346,8 +355,8 @@ class PairStatus(Answer):
     durable: Position = Field(Position(), description="There for good.")
     applied: Position = Field(Position(), description="Visible at the secondary.")
     lag_s: float | None = Field(None, description="How old the secondary's image is; None: not known.")
-    lag_bytes: int | None = Field(None, description="Bytes of records that are not applied.")
-    missing_writes: int | None = Field(None, description="Records the secondary does not have.")
+    lag_bytes: int | None = Field(None, description="Bytes of data that are not applied; None: not known.")
+    missing_writes: int | None = Field(None, description="Writes the secondary does not have; None: not known.")
     missing_bytes: int | None = None
     pending_writes: int | None = Field(None, description="Records that arrived and are not applied.")
     cut_time: int | None = Field(None, description="Secondary: everything older than this is visible.")
@@ -358,7 +367,10 @@ class PairStatus(Answer):
     diverged_writes: int | None = Field(
         None, description="After a takeover: writes of the old primary that the new one does not have."
     )
-    diverged_bytes: int | None = None
+    diverged_bytes: int | None = Field(
+        None, description="Their bytes; None: not known, and `diverged_writes` is the most it can be."
+    )
+    corrupt_frames: int = Field(0, description="How often damaged data came from the peer, since the start.")
     holder: str | None = Field(None, description="Group that holds the consistency line back, or whose path is cut.")
     holder_since: int | None = Field(
         None, description="Wall-clock ns since when the line stands still; no reconnect moves it."
@@ -394,7 +406,7 @@ class TakeoverGroup(Answer):
     state: str
     cut_seq: int = Field(description="Last record that is in the image.")
     cut_time: int
-    primary_seq: int | None = Field(None, description="Newest record the primary told of.")
+    primary_seq: int | None = Field(None, description="Newest record the primary is known to have.")
     primary_time: int | None = None
     primary_age_s: float | None = Field(None, description="How long ago it told.")
     unknown_since: int = Field(
@@ -402,7 +414,9 @@ class TakeoverGroup(Answer):
     )
     unknown_s: float = Field(description="How long that is.")
     unheard_why: str = Field("", description="Why that is so; empty while the primary is heard.")
-    missing_writes: int | None = Field(None, description="Records of the primary that never arrived; None: not known.")
+    missing_writes: int | None = Field(
+        None, description="Writes that the primary told of and that never arrived; None: not known."
+    )
     missing_bytes: int | None = None
     unusable_writes: int = Field(0, description="Records that arrived behind the cut.")
     unusable_bytes: int = 0

@@ -64,7 +64,8 @@ def _peer(name: str, address: str, serial: int | None, link: tuple[bool | None, 
 
 def faults(storage: StorageSystem) -> list[str]:
     """What does not work as it should, one line each."""
-    found = [disk.failed for disk in storage.disks.values() if disk.failed is not None]
+    found = [storage.checkpointer.fault] if storage.checkpointer.fault else []
+    found += [disk.failed for disk in storage.disks.values() if disk.failed is not None]
     for group in storage.groups.values():
         fault = group.name_fault()
         if fault is not None:

@@ -5,7 +5,8 @@ image may be claimed, and the part of it that is kept over a restart.
 Never: talks to anybody, or reads a clock but those it is given.
 
 What a reader would get wrong: only a heartbeat counts. A refusal also comes from the
-primary, but says that it may have gone on alone since its last heartbeat (I14).
+primary, but says that it may have gone on alone since its last heartbeat (I14). The *last
+word* that goes before it says what is missing, and not that the primary is heard.
 
 A primary that is a synchronous secondary itself (cascade) says in its heartbeats how long
 ago it heard its own primary. While it does not, it gives itself ticks, whose times are
@@ -26,6 +27,7 @@ from controllerd.model.lag import LagClock
 from controllerd.replication.kept import Keepable, KeptFigures, RunBlocking
 from controllerd.replication.messages import Heartbeat
 from controllerd.replication.ports import Report
+from controllerd.replication.tally import Tally
 from controllerd.storage.catalogue import Catalogue
 
 FACT: Final = "replication-contacts"
@@ -42,6 +44,13 @@ class Contact:
         self.lag = LagClock(fresh_s)
         self.beat: Heartbeat | None = None
         """Newest heartbeat of the primary, of this session or an earlier one."""
+        self._last_word: Heartbeat | None = None
+        """Where the primary was when it said that the pair is suspended."""
+        self._last_word_at = 0
+        self._base: tuple[int, int, int] | None = None
+        """Run of the primary, and by how much its writes and bytes are more than what is counted here."""
+        self._arrived: tuple[int, Tally] | None = None
+        """The primary's run, and by its counts what had arrived when it was last looked at."""
         self.on_limit: Callable[[], None] | None = None
         """Called when a heartbeat has named a limit; what it raises the heartbeat raises."""
         self._created = created
@@ -60,6 +69,7 @@ class Contact:
             DiskFailed: it names a limit, which cannot be kept: nothing that follows it may be taken in.
         """
         self._hear(beat, heard_s)
+        self._last_word = None
         if beat.limit_time:
             self._limit_time, self._limit_through = beat.limit_time, None
             if self.on_limit is not None:
@@ -76,6 +86,25 @@ class Contact:
         self._known_s = known_s
         self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=heard_s - known_s)
 
+    def last_word(self, beat: Heartbeat) -> None:
+        """The primary suspends or has suspended the pair, and was there when it said so."""
+        self._last_word, self._last_word_at = beat, self._clock()
+
+    def counted(self, run: int, at: Tally, here: Tally) -> None:
+        """In ``run`` of the primary ``at`` is its count of what is here, and ``here`` this side's."""
+        self._base = run, at.writes - here.writes, at.bytes - here.bytes
+        self.arrived(here)
+
+    def uncounted(self) -> None:
+        """A session begins; the primary's counts may have another base."""
+        self._base = None
+
+    def arrived(self, here: Tally) -> None:
+        """What has arrived, as counted here; kept with the heartbeat."""
+        if self._base is not None:
+            run, writes, size = self._base
+            self._arrived = run, Tally(here.seq, here.writes + writes, here.bytes + size)
+
     def applied(self, sequence: int) -> None:
         """Everything up to the primary's record ``sequence`` is visible."""
         self.lag.applied(sequence)
@@ -83,6 +112,32 @@ class Contact:
             self._limit_time, self._limit_through = 0, None
 
     # ---- what is asked for -----------------------------------------------------------
+
+    @property
+    def newest(self) -> Heartbeat | None:
+        """The newest the primary told of where it is; None: nothing yet."""
+        return self._last_word or self.beat
+
+    def missing_records(self, arrived_seq: int) -> int:
+        """Records, ticks too, behind ``arrived_seq`` that the primary told of."""
+        return 0 if self.newest is None else max(0, self.newest.last_seq - arrived_seq)
+
+    def missing(self, here: Tally) -> tuple[int | None, int | None]:
+        """(writes, bytes) that the primary told of, beyond what is ``here`` by this side's count; None: not known."""
+        newest = self.newest
+        if newest is None:
+            return None, None
+        records = self.missing_records(here.seq)
+        if not records:
+            return 0, 0
+        self.arrived(here)
+        if self._arrived is None or self._arrived[0] != newest.run or self._arrived[1].seq > here.seq:
+            return None, None
+        # After a restart more is here than was kept as arrived: too many are named rather than too few.
+        at = self._arrived[1]
+        behind = max(0, newest.writes - at.writes)
+        writes = min(records, behind)
+        return writes, round(max(0, newest.size - at.bytes) * writes / max(1, behind))
 
     @property
     def limit_time(self) -> int:
@@ -95,9 +150,9 @@ class Contact:
         return self._limit_time, self._limit_through
 
     @property
-    def heard_s(self) -> float:
-        """When the last heartbeat came in, by the local monotonic clock; minus infinity: none has yet."""
-        return self.lag.heard_s
+    def heard_mark(self) -> tuple[float, int]:
+        """See Keepable."""
+        return self.lag.heard_s, self._last_word_at
 
     @property
     def heard_age_s(self) -> float:
@@ -110,6 +165,21 @@ class Contact:
     def unknown_s(self) -> float:
         """Seconds for which nothing is known of what the hosts wrote."""
         return self.heard_age_s if self.beat is None else max(0.0, self._now_s() - self._known_s)
+
+    @property
+    def told_age_s(self) -> float | None:
+        """Seconds since the primary told of `newest`; None: it never did."""
+        if self._last_word is not None:
+            return max(0.0, (self._clock() - self._last_word_at) / _NS)
+        return None if self.beat is None else self.heard_age_s
+
+    @property
+    def told_s(self) -> float:
+        """Seconds of the primary's wall time between what is shown for sure and `newest`; infinite: not known."""
+        shown_ns = self.lag.consistent_wall_ns
+        if self._last_word is None or shown_ns is None:
+            return self.lag.told_s
+        return max(0.0, (self._last_word.wall_ns - shown_ns) / _NS)
 
     @property
     def heard_at(self) -> int:
@@ -131,6 +201,9 @@ class Contact:
             "created": self._created, "heard_at": self.heard_at, "known_at": self.unknown_since,
             "beat": asdict(self.beat), "image": self.lag.image,
             "limit_time": self._limit_time, "limit_through": self._limit_through,
+            "last_word": None if self._last_word is None else asdict(self._last_word),
+            "last_word_at": self._last_word_at,
+            "arrived": None if self._arrived is None else [self._arrived[0], *self._arrived[1]],
         }  # fmt: skip
 
     def restore(self, document: dict[str, Any]) -> None:
@@ -147,6 +220,11 @@ class Contact:
         self._hear(beat, now_s - age_s)
         self.lag.cut()
         self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
+        if document["last_word"] is not None:
+            self._last_word, self._last_word_at = Heartbeat(**document["last_word"]), document["last_word_at"]
+        if document["arrived"] is not None:
+            run, *counts = document["arrived"]
+            self._arrived = run, Tally(*counts)
 
     def proved(self, sequence: int, time: int, *, timed: bool) -> None:
         """The journal ends with the primary's record ``sequence`` of write time ``time``, made after what was kept.

@@ -54,6 +54,11 @@ class Context:
         )  # fmt: skip
         return True
 
+    def report_damage(self, record: PairRecord, what: str) -> None:
+        """Damaged data came from the peer of a pair."""
+        facts: dict[str, object] = {"pair": record.spec.identity, "role": record.role.value, "peer": record.peer}
+        self.report("transfer-damaged", {**facts, "reason": what})
+
     def check_peer(self, name: str) -> None:
         """Refuse a peer that is not configured.
 

@@ -91,6 +91,8 @@ class FrameFlag(enum.IntFlag):
 
     TICK_WANTED = 1
     """ACK: records of other groups wait for a later write time of this group (spec §4.3)."""
+    LAST_WORD = 2
+    """HEARTBEAT: the pair is suspended; it says how far the primary was, and nothing of its present (I14)."""
 
 
 class FrameError(ValueError):
@@ -145,6 +147,11 @@ class FrameReader:
     def trust(self) -> None:
         """The peer has proved who it is: accept every type."""
         self._limits = _LIMITS
+
+    @property
+    def damaged(self) -> bool:
+        """Whether what came is not made of valid frames."""
+        return self._error is not None
 
     @property
     def buffer(self) -> memoryview:

@@ -27,6 +27,7 @@ from controllerd.model.records import Kind
 from controllerd.replication.batch import Batch, parse_batch_untrusted
 from controllerd.replication.frames import MAX_DATA_PAYLOAD, Frame
 from controllerd.replication.ports import GroupPort
+from controllerd.replication.tally import Tally
 from controllerd.storage.pending import Entry
 
 RETRY_S: Final = 0.25
@@ -68,8 +69,6 @@ class Intake(Protocol):
 
     received_bytes: int
     """Payload bytes taken from connections in this session."""
-    journaled_bytes: int
-    """Payload bytes journaled in this session."""
 
     @property
     def next_seq(self) -> int: ...
@@ -80,6 +79,9 @@ class Intake(Protocol):
     @property
     def applied_seq(self) -> int:
         """Every write up to here is visible (ticks show nothing, applied or not)."""
+
+    def tally(self) -> Tally:
+        """What has arrived without gaps, counted from this side's base."""
 
     @property
     def held_bytes(self) -> int:
@@ -116,7 +118,6 @@ class AsyncIntake:
 
     def __init__(self, group: GroupPort, events: IntakeEvents, window_bytes: int) -> None:
         self.received_bytes = 0
-        self.journaled_bytes = 0
         self.duplicates = 0
         self._group = group
         self._events = events
@@ -148,12 +149,15 @@ class AsyncIntake:
         hidden, durable = _first_hidden(self._group), self._group.durable_seq
         return durable if hidden is None else min(durable, hidden.sequence - 1)
 
+    def tally(self) -> Tally:
+        return Tally(self.next_seq - 1, self._group.writes_total, self._group.data_total)
+
     @property
     def held_bytes(self) -> int:
         return self._arrival.held_bytes + self._queued_bytes + self._undurable_bytes
 
     def begin_session(self) -> None:
-        self.received_bytes = self.journaled_bytes = 0
+        self.received_bytes = 0
         self._queue.clear()
         self._queued_bytes = 0
         self._incarnation = 0
@@ -202,7 +206,6 @@ class AsyncIntake:
             queue.popleft()
             size = len(batch.raw)
             self._queued_bytes -= size
-            self.journaled_bytes += size
             self._undurable.append(batch)
             self._undurable_bytes += size
         self._events.stalled(None)
@@ -246,7 +249,6 @@ class SyncIntake:
 
     def __init__(self, group: GroupPort, events: IntakeEvents, interval_s: float) -> None:
         self.received_bytes = 0
-        self.journaled_bytes = 0
         self._group = group
         self._events = events
         self._interval_s = interval_s
@@ -282,12 +284,15 @@ class SyncIntake:
         hidden, durable = _first_hidden(self._group), self._durable_origin
         return durable if hidden is None else min(durable, hidden.origin - 1)
 
+    def tally(self) -> Tally:
+        return Tally(self.next_seq - 1, self._group.writes_total, self._group.data_total)
+
     @property
     def held_bytes(self) -> int:
         return self._queued_bytes + self._undurable_bytes
 
     def begin_session(self) -> None:
-        self.received_bytes = self.journaled_bytes = 0
+        self.received_bytes = 0
         self._queue.clear()
         self._queued_bytes = 0
         self._incarnation = 0
@@ -342,7 +347,6 @@ class SyncIntake:
             self._events.failed(error)
             return
         self._queued_bytes -= size
-        self.journaled_bytes += size
         if arrivals:
             self._marks.append((arrivals[-1][1], group.last_origin, size, arrivals))
             self._undurable_bytes += size

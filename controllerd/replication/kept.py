@@ -30,8 +30,8 @@ class Keepable(Protocol):
     """What is kept of one pair."""
 
     @property
-    def heard_s(self) -> float:
-        """When the other side was heard last, by the local monotonic clock."""
+    def heard_mark(self) -> tuple[float, int]:
+        """Something else whenever the other side was heard."""
 
     def document(self) -> dict[str, Any] | None:
         """What is kept, as JSON values; None: nothing was heard yet."""
@@ -49,7 +49,7 @@ class KeptFigures:
         self._run_blocking = run_blocking
         self._report = report
         self._kept_s = -math.inf
-        self._seen: dict[str, float] = {}
+        self._seen: dict[str, tuple[float, int]] = {}
         self._lock = threading.Lock()
         self._order = 0
         self._written = 0
@@ -66,7 +66,7 @@ class KeptFigures:
         """Begin to keep them if it is time and anything was heard; that it failed is reported."""
         if self._writing is not None:
             return
-        heard = {name: item.heard_s for name, item in items.items()}
+        heard = {name: item.heard_mark for name, item in items.items()}
         if now_s - self._kept_s >= KEEP_S and heard != self._seen:
             self._kept_s, self._seen = now_s, heard
             self.begin(items)

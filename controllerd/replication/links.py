@@ -176,6 +176,11 @@ class Link(asyncio.BufferedProtocol):
 
     # ---- for who uses the link ------------------------------------------------
 
+    @property
+    def damaged(self) -> bool:
+        """Whether the connection ended because what came is not made of valid frames."""
+        return self._reader.damaged
+
     def send(self, frame: bytes) -> None:
         """Send one frame; nothing happens when the connection is gone."""
         if self._transport is not None and not self.closed:

@@ -39,17 +39,18 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ACK: Final = struct.Struct("<QQQQQ")
 assert _ACK.size == 40
 
-# HEARTBEAT payload, 48 bytes and a text, little-endian: where the primary is
-#  0          8           16        24            32          40           48
-#  +----------+-----------+---------+-------------+-----------+------------+--------+
-#  | last seq | last time | wall ns | bytes total | behind ns | limit time | remark |
-#  +----------+-----------+---------+-------------+-----------+------------+--------+
-# bytes total = DATA payload bytes of all records so far, counted from an arbitrary base.
+# HEARTBEAT payload, 64 bytes and a text, little-endian: where the primary is
+#  0          8           16        24    32       40      48          56           64
+#  +----------+-----------+---------+-----+--------+-------+-----------+------------+--------+
+#  | last seq | last time | wall ns | run | writes | size  | behind ns | limit time | remark |
+#  +----------+-----------+---------+-----+--------+-------+-----------+------------+--------+
+# writes, size = host writes up to last seq and their data, without ticks, counted from a base
+# that is the same in all messages of one run (incarnation) of the primary.
 # The rest is 0 and empty, unless the primary is a synchronous secondary itself: behind =
 # time since it heard its own primary; limit time = 0, or the last write time it had from
 # there while its later ones are its own ticks; remark (UTF-8) = why it does not hear it.
-_HEARTBEAT: Final = struct.Struct("<QQQQQQ")
-assert _HEARTBEAT.size == 48
+_HEARTBEAT: Final = struct.Struct("<QQQQQQQQ")
+assert _HEARTBEAT.size == 64
 
 
 class RefuseCode(enum.StrEnum):
@@ -154,8 +155,8 @@ class Pull(_Json):
 class Accept(_Json):
     """The primary will send from the number asked for, or from ``start_seq`` + 1 to one that has nothing.
 
-    ``base_time`` is the write time at which the pair began; ``bytes_at_next`` the value of the
-    heartbeat's byte counter just before the next record.
+    ``base_time`` is the write time at which the pair began; ``writes_at_next`` and ``bytes_at_next``
+    the heartbeat's counters of this ``run`` just before the next record, if they are known (``counted``).
     """
 
     frame: ClassVar[FrameType] = FrameType.ACCEPT
@@ -164,6 +165,9 @@ class Accept(_Json):
     base_time: int
     time_source: str
     last_seq: int
+    run: int
+    counted: bool
+    writes_at_next: int
     bytes_at_next: int
 
 
@@ -191,12 +195,16 @@ class Fence(_Json):
 
 @dataclass(frozen=True, slots=True)
 class Fenced(_Json):
-    """The fence stands, durably. ``writes`` of ``bytes`` that hosts made here lie behind the cut (I13)."""
+    """The fence stands, durably. ``writes`` of ``bytes`` that hosts made here lie behind the cut (I13).
+
+    If they are not all in the journal any more (not ``counted``), they are ``writes`` at the most, of unknown size.
+    """
 
     frame: ClassVar[FrameType] = FrameType.FENCED
     pair: str
     writes: int
     bytes: int
+    counted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,17 +251,21 @@ class Heartbeat:
     last_seq: int
     last_time: int
     wall_ns: int
-    bytes_total: int
+    run: int
+    writes: int
+    size: int
     behind_ns: int = 0
     limit_time: int = 0
     remark: str = ""
 
-    def encode(self) -> bytes:
+    def encode(self, *, last_word: bool = False) -> bytes:
         """Return the whole frame."""
         payload = _HEARTBEAT.pack(
-            self.last_seq, self.last_time, self.wall_ns, self.bytes_total, self.behind_ns, self.limit_time
-        )
-        return encode_frame(FrameType.HEARTBEAT, payload + self.remark[:MAX_TEXT].encode(errors="replace"))
+            self.last_seq, self.last_time, self.wall_ns, self.run, self.writes, self.size,
+            self.behind_ns, self.limit_time,
+        )  # fmt: skip
+        flags = FrameFlag.LAST_WORD if last_word else 0
+        return encode_frame(FrameType.HEARTBEAT, payload + self.remark[:MAX_TEXT].encode(errors="replace"), flags=flags)
 
 
 def decode_ack_untrusted(payload: memoryview, flags: int) -> Ack:
@@ -281,8 +293,10 @@ def decode_heartbeat_untrusted(payload: memoryview) -> Heartbeat:
     if len(payload) < _HEARTBEAT.size:
         raise FrameError("HEARTBEAT of a wrong length")
     remark = _text_untrusted("HEARTBEAT", payload[_HEARTBEAT.size :])
-    last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time = _HEARTBEAT.unpack(payload[: _HEARTBEAT.size])
-    return Heartbeat(last_seq, last_time, wall_ns, bytes_total, behind_ns, limit_time, remark)
+    last_seq, last_time, wall_ns, run, writes, size, behind_ns, limit_time = _HEARTBEAT.unpack(
+        payload[: _HEARTBEAT.size]
+    )
+    return Heartbeat(last_seq, last_time, wall_ns, run, writes, size, behind_ns, limit_time, remark)
 
 
 def _text_untrusted(message: str, payload: memoryview) -> str:

@@ -78,7 +78,8 @@ class PairRecord:
             heard: it had everything older than this before; 0: it has everything of the primary.
         peer_deleted: the other side has deleted the pair.
         diverged: once the old primary is fenced: ``cut_seq`` and ``last_seq`` (last acknowledged),
-            and the ``writes`` and ``bytes`` in between, which the secondary does not have.
+            and the ``writes`` and ``bytes`` in between, which the secondary does not have; without
+            ``bytes`` these are no longer known, and ``writes`` is the most it can be.
         fence: at a secondary taken over: what the old primary has to be told, None when it knows.
     """
 
@@ -123,13 +124,19 @@ class PairRecord:
                 found = incarnation
         return found
 
-    def note_divergence(self, writes: int, size: int) -> str:
-        """Keep what the old primary has behind the cut; returns it for people, "" if there is nothing (I13)."""
+    def note_divergence(self, writes: int, size: int | None) -> str:
+        """Keep what the old primary has behind the cut; returns it for people, "" if there is nothing (I13).
+
+        ``size`` None: not known, and there may be fewer ``writes``.
+        """
         assert self.diverged is not None
-        self.diverged.update(writes=writes, bytes=size)
+        self.diverged["writes"] = writes
+        if size is not None:
+            self.diverged["bytes"] = size
         if not writes:
             return ""
-        found = f"diverged: {writes} writes, {format_size(size)} behind record {self.diverged['cut_seq']}"
+        amount = f"up to {writes} writes of unknown size" if size is None else f"{writes} writes, {format_size(size)}"
+        found = f"diverged: {amount} behind record {self.diverged['cut_seq']}"
         self.reason += f"; {found} at {self.spec.primary_controller} are not at {self.spec.secondary_controller}"
         return found
 

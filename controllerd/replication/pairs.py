@@ -674,6 +674,7 @@ class PairManager:
         if beat:
             for secondary in list(self.secondaries.values()):
                 secondary.receiver.heartbeat(now_s, self._held(secondary))
+                secondary.ask_again(now_s)
             for kept, items in self._kept():
                 kept.keep(items, now_s)
 

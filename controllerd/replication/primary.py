@@ -91,6 +91,7 @@ class PrimaryPair:
     def start(self, *, created: bool) -> None:
         """Begin, or go on after a restart; the journal is kept for the secondary from here on."""
         record, group = self.record, self.group
+        self.sender.note()
         self._created_now = created
         if not self.active:
             # What was written since the suspension is not known any more, nor what it was suspended for.
@@ -143,14 +144,18 @@ class PrimaryPair:
         """Answer a PULL: the link becomes part of a session, or gets a refusal."""
         refusal = self._examine(link, pull)
         if refusal is not None:
+            if refusal.code in (RefuseCode.SUSPENDED, RefuseCode.TRIMMED) and pull.generation == self.group.generation:
+                link.send(self.sender.last_word())
             link.send(refusal.encode())
             link.close(f"refused: {refusal.text}")
             return
         record = self.record
         next_seq = max(pull.next_seq, record.start_seq + 1)
+        at = self.sender.tally_at(next_seq - 1)
         accept = Accept(
             self.group.generation, record.start_seq, record.base_time, self.group.write_time.source,
-            self.group.last_seq, self.sender.bytes_at(next_seq - 1),
+            self.group.last_seq, self.group.incarnation,
+            at is not None, 0 if at is None else at.writes, 0 if at is None else at.bytes,
         )  # fmt: skip
         link.send(accept.encode())
         if not pull.generation:
@@ -252,20 +257,29 @@ class PrimaryPair:
         record = self.record
         try:
             if "writes" not in diverged:
-                writes, size = await count_writes(self.group, diverged["cut_seq"] + 1, diverged["last_seq"])
+                writes, size = await self._count_behind(diverged["cut_seq"], diverged["last_seq"])
                 found = record.note_divergence(writes, size)
                 self._context.save(record)
                 if found:
                     facts: dict[str, object] = {"pair": record.spec.identity, "role": record.role.value}
                     self._context.report("pair-diverged", {**facts, "writes": writes, "bytes": size, "reason": found})
                 self._release()
-            answer = Fenced(record.spec.identity, diverged["writes"], diverged["bytes"]).encode()
+            counted = "bytes" in diverged
+            answer = Fenced(record.spec.identity, diverged["writes"], diverged.get("bytes", 0), counted).encode()
             for link in self._fence_links:
                 link.send(answer)
         finally:  # without an answer the secondary asks again
             links, self._fence_links, self._counting = self._fence_links, [], None
             for link in links:
                 link.close("fenced")
+
+    async def _count_behind(self, cut: int, last: int) -> tuple[int, int | None]:
+        """`count_writes` behind record ``cut``; what the journal has no more, heartbeats may have counted."""
+        writes, size = await count_writes(self.group, cut + 1, last)
+        low, high = self.sender.tally_at(cut), self.sender.tally_at(last)
+        if size is None and low is not None and high is not None:
+            return high.writes - low.writes, high.bytes - low.bytes
+        return writes, size
 
     def farewell(self, link: Link, farewell: Farewell) -> None:
         """The secondary's side is gone: that is kept durably before the answer."""
@@ -289,7 +303,7 @@ class PrimaryPair:
             BadOrder: not possible in the present state.
         """
         if self._context.move(self.record, event, reason):
-            self.sender.drop(reason, Notice(_WHY[event], reason).encode())
+            self.sender.drop(reason, self.sender.last_word() + Notice(_WHY[event], reason).encode())
             self._release()
 
     def mark_suspended(self, event: PairEvent, reason: str) -> bool:
@@ -298,7 +312,7 @@ class PrimaryPair:
 
     def finish_suspend(self, event: PairEvent, reason: str) -> None:
         """Second half of `suspend`."""
-        self.sender.drop(reason, Notice(_WHY[event], reason).encode())
+        self.sender.drop(reason, self.sender.last_word() + Notice(_WHY[event], reason).encode())
         self._release()
 
     def _release(self) -> None:
@@ -320,6 +334,9 @@ class PrimaryPair:
         if not self.sender.connected:
             facts: dict[str, object] = {"pair": self.record.spec.identity, "role": Role.PRIMARY.value}
             self._context.report("pair-disconnected", {**facts, "reason": self.sender.reason})
+
+    def damaged(self, what: str) -> None:
+        self._context.report_damage(self.record, what)
 
     def failed(self, error: RemoteCopyError) -> None:
         self.suspend(PairEvent.FAIL, str(error))
@@ -363,11 +380,11 @@ class PrimaryPair:
         self._overflow_since_s = None
 
 
-async def count_writes(group: GroupPort, first: int, last: int) -> tuple[int, int]:
+async def count_writes(group: GroupPort, first: int, last: int) -> tuple[int, int | None]:
     """Return (writes, bytes) that hosts made in records ``first`` to ``last``.
 
-    Records that the journal does not have any more, or that are damaged, count as writes without bytes: too many
-    rather than too few.
+    Records that the journal does not have any more, or that are damaged, count as writes: too many rather than too
+    few. The bytes are not known then (None).
     """
     writes = size = 0
     while first <= last:
@@ -378,7 +395,7 @@ async def count_writes(group: GroupPort, first: int, last: int) -> tuple[int, in
             raw = memoryview(b"".join(found.buffers))
             batch = parse_batch_untrusted(raw, first, found.last - first + 1, group.generation)
         except RemoteCopyError:
-            return writes + last - first + 1, size
+            return writes + last - first + 1, None
         for entry in batch.entries:
             if entry.kind in DATA_KINDS and entry.sequence <= last:
                 writes += 1

@@ -23,7 +23,7 @@ from typing import Protocol
 from controllerd.model.errors import Corrupt, RemoteCopyError, Unreachable
 from controllerd.replication.backoff import Backoff
 from controllerd.replication.contact import Contact
-from controllerd.replication.frames import Frame, FrameError, FrameType
+from controllerd.replication.frames import Frame, FrameError, FrameFlag, FrameType
 from controllerd.replication.intake import Intake
 from controllerd.replication.links import Link, dial
 from controllerd.replication.messages import (
@@ -36,6 +36,7 @@ from controllerd.replication.messages import (
     decode_heartbeat_untrusted,
 )
 from controllerd.replication.settings import ReplicationSettings
+from controllerd.replication.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,9 @@ class ReceiverEvents(Protocol):
 
     def not_connected(self, reason: str) -> None:
         """There is no session, for another reason than before."""
+
+    def damaged(self, what: str) -> None:
+        """Damaged data came from the primary; it is asked for again."""
 
     def noticed(self, notice: Notice) -> None:
         """The primary changed the pair."""
@@ -109,7 +113,6 @@ class Receiver:
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s, rng)
         self._epoch = 0
         self._generation = 0
-        self._bytes_base: int | None = None
         self._links: list[Link] = []
         self._answers: dict[Link, asyncio.Future[Accept | Refuse]] = {}
         self._ended: asyncio.Future[str] | None = None
@@ -254,6 +257,8 @@ class Receiver:
         return f"{self.peer} refuses: {refuse.text}"
 
     def _lost(self, link: Link, reason: str) -> None:
+        if link.damaged:
+            self._damaged(reason)
         answer = self._answers.get(link)
         if answer is not None and not answer.done():
             answer.set_exception(Unreachable(f"{self.peer}: {reason}"))
@@ -271,15 +276,25 @@ class Receiver:
                 else:
                     self._message(link, frame)
         except Corrupt as error:
-            self.corrupt_frames += 1
+            self._damaged(str(error))
             self.drop(f"damaged data from {self.peer}: {error}")
         finally:
             self.intake.journal()
         self.last_contact = self._clock()
 
+    def _damaged(self, what: str) -> None:
+        self.corrupt_frames += 1
+        self._events.damaged(what)
+
     def _message(self, link: Link, frame: Frame) -> None:
         if frame.type == FrameType.HEARTBEAT:
-            self.contact.heartbeat(decode_heartbeat_untrusted(frame.payload), asyncio.get_running_loop().time())
+            beat = decode_heartbeat_untrusted(frame.payload)
+            if frame.flags & FrameFlag.LAST_WORD:
+                self.contact.last_word(beat)
+            else:
+                self.contact.heartbeat(beat, asyncio.get_running_loop().time())
+                if beat.last_seq == self.intake.next_seq - 1:
+                    self.contact.counted(beat.run, Tally(beat.last_seq, beat.writes, beat.size), self.intake.tally())
         elif frame.type == FrameType.SYNC:
             self.intake.journal()
             self.intake.sync()
@@ -302,7 +317,10 @@ class Receiver:
             if accept.generation != self._generation:
                 raise FrameError(f"ACCEPT of generation {accept.generation}, asked for {self._generation}")
             if not self._links:
-                self._bytes_base = accept.bytes_at_next
+                self.contact.uncounted()
+                if accept.counted:
+                    at = Tally(self.intake.next_seq - 1, accept.writes_at_next, accept.bytes_at_next)
+                    self.contact.counted(accept.run, at, self.intake.tally())
                 self.goal = accept.last_seq
                 self.sessions += 1
                 self.connected_since = self._clock()
@@ -341,6 +359,7 @@ class Receiver:
         """
         self._held = held
         self.contact.applied(self.intake.applied_seq)
+        self.contact.arrived(self.intake.tally())
         if not self._links:
             return
         ack = self._ack()
@@ -357,20 +376,6 @@ class Receiver:
             self._gap = (missing, now_s)
         elif now_s - self._gap[1] > self._settings.gap_timeout_s:
             self.drop(f"record {missing} did not come")
-
-    # ---- what is missing -------------------------------------------------------------
-
-    def missing(self) -> tuple[int, int | None] | None:
-        """(records, bytes) that the primary had at its last heartbeat and this side has not; None: not known."""
-        beat = self.contact.beat
-        if beat is None:
-            return None
-        records = max(0, beat.last_seq - (self.intake.next_seq - 1))
-        if not records:
-            return 0, 0
-        if self._bytes_base is None:  # no session since the start: the counters have no common base
-            return records, None
-        return records, max(0, beat.bytes_total - self._bytes_base - self.intake.journaled_bytes)
 
 
 def _ignore(link: Link, reason: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Final
 
 from controllerd.model.apply_plan import Mode, Pending
 from controllerd.model.errors import RemoteCopyError
@@ -28,6 +29,8 @@ from controllerd.replication.receiver import PullFacts, Receiver
 from controllerd.replication.sender import Source
 from controllerd.storage.group import Group
 
+ASK_S: Final = 5.0
+"""How often the primary of a suspended pair is asked how far it went on alone."""
 _FAILURES = {RefuseCode.DIVERGED, RefuseCode.TRIMMED, RefuseCode.WRONG_GENERATION, RefuseCode.WRONG_PEER}
 
 
@@ -44,6 +47,7 @@ class SecondaryPair:
         """In a cascade: whether the next site needs a tick of this group, which has to come from upstream."""
         self._context = context
         self._told = False
+        self._asked_s = 0.0
         self._connected = False
         self._fencing: asyncio.Task[None] | None = None
         settings = context.settings
@@ -191,6 +195,9 @@ class SecondaryPair:
         facts: dict[str, object] = {"pair": self.record.spec.identity, "peer": self.record.peer}
         self._context.report("pair-not-connected", {**facts, "reason": reason})
 
+    def damaged(self, what: str) -> None:
+        self._context.report_damage(self.record, what)
+
     def noticed(self, notice: Notice) -> None:
         if notice.event == "delete":
             self.record.peer_deleted = True
@@ -239,7 +246,7 @@ class SecondaryPair:
 
     def stalled(self, error: RemoteCopyError | None) -> None:
         if error is not None and self.stall is None:
-            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "error": str(error)})
+            self._context.report("pair-stalled", {"pair": self.record.spec.identity, "reason": str(error)})
         self.stall = None if error is None else str(error)
 
     # ---- states ---------------------------------------------------------------------------
@@ -287,6 +294,33 @@ class SecondaryPair:
         """What may be said of an image that is current up to ``time`` in this side's order."""
         # What is older than the base of the pair was in the first copy.
         return min(time, max(self.limit_time, self.record.base_time)) if self.limit_time else time
+
+    @property
+    def missing_unknown(self) -> bool:
+        """Whether the primary may have any amount that is not here: the pair is suspended, and it told of nothing."""
+        suspended = not self.active and self.record.state is not PairState.SSWS
+        return suspended and self.contact.missing_records(self.intake.next_seq - 1) == 0
+
+    def missing(self) -> tuple[int | None, int | None]:
+        """(writes, bytes) that the primary told of and this side has not; None: not known."""
+        return (None, None) if self.missing_unknown else self.contact.missing(self.intake.tally())
+
+    def ask_again(self, now_s: float) -> None:
+        """Ask the primary of a suspended pair how far it is, if it is time: hosts may write there all the time."""
+        if not self.active and self._told and not self.record.peer_deleted and now_s - self._asked_s >= ASK_S:
+            self._asked_s = now_s
+            self._told = False
+            self.receiver.poke()
+
+    def newest(self) -> tuple[int | None, int | None]:
+        """(number, write time) of the newest record the primary is known to have; what arrived here proves it, too."""
+        told = self.contact.newest
+        if told is None:
+            return None, None
+        if self.record.state is PairState.SSWS:
+            return told.last_seq, told.last_time
+        arrived = self.known_time(self.group.last_time)
+        return max(told.last_seq, self.intake.next_seq - 1), max(told.last_time, arrived)
 
     def why_unheard(self) -> str:
         """Why nothing new of the hosts' writes can be known here, for people; "" if it can."""
@@ -336,12 +370,13 @@ class SecondaryPair:
         """The old primary takes no more writes; ``fenced``: what it has behind the cut, None: it has no pair."""
         record = self.record
         record.fence = None
-        diverged = record.note_divergence(fenced.writes, fenced.bytes) if fenced is not None else ""
+        size = fenced.bytes if fenced is not None and fenced.counted else None
+        diverged = record.note_divergence(fenced.writes, size) if fenced is not None else ""
         self._context.save(record)
         facts: dict[str, object] = {"pair": record.spec.identity, "peer": record.peer}
         self._context.report("primary-fenced", facts)
         if fenced is not None and diverged:
-            facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": fenced.bytes, "reason": diverged}
+            facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": size, "reason": diverged}
             self._context.report("pair-diverged", facts)
 
 

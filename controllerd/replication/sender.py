@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Protocol
@@ -39,10 +38,10 @@ from controllerd.replication.messages import (
     decode_ack_untrusted,
 )
 from controllerd.replication.ports import GroupPort, RangePort
+from controllerd.replication.tally import Tallies, Tally
 
 FRAME_BYTES: Final = 1 << 20
 """Bytes of records asked of the journal for one frame."""
-_SAMPLES: Final = 256
 
 
 class SenderEvents(Protocol):
@@ -59,6 +58,9 @@ class SenderEvents(Protocol):
 
     def noticed(self, notice: Notice) -> None:
         """The secondary changed the pair."""
+
+    def damaged(self, what: str) -> None:
+        """Damaged data came from the secondary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Sender:
         self.connected_since: int | None = None
         self.last_contact: int | None = None
         self.sent_frames = 0
+        self.corrupt_frames = 0
         self.reason = "not connected yet"
         """Why the last session ended, for people."""
         self._events = events
@@ -127,8 +130,7 @@ class Sender:
         self._created = created
         self._scheduled = False
         self._reading: asyncio.Task[None] | None = None
-        self._bytes_before = group.journal.used_bytes  # what a secondary may lack of an earlier run is not below 0
-        self._samples: deque[tuple[int, int, int]] = deque(maxlen=_SAMPLES)  # number, bytes, write time
+        self._tallies = Tallies()
         group.on_commit.append(self.wake)
 
     def stop(self, reason: str) -> None:
@@ -187,6 +189,7 @@ class Sender:
         if session is None:
             return
         self.reason = reason
+        self.note()
         for link in session.links:
             link.on_lost = _ignore
             link.on_frames = _ignore_frames
@@ -198,6 +201,9 @@ class Sender:
         self._events.session_changed()
 
     def _lost(self, link: Link, reason: str) -> None:
+        if link.damaged:
+            self.corrupt_frames += 1
+            self._events.damaged(reason)
         if self.session is not None and link in self.session.links:
             # One connection less means a gap at the secondary, which asks for everything again.
             self.drop(f"a connection was lost: {reason}")
@@ -273,16 +279,22 @@ class Sender:
 
     def heartbeat(self) -> None:
         """Say on every connection where this side is."""
-        group = self.group
-        self._samples.append((group.last_seq, self.bytes_total, group.last_time))
+        self.note()
         if self.session is not None:
-            source = self._source()
-            beat = Heartbeat(
-                group.last_seq, group.last_time, self._clock(), self.bytes_total,
-                source.behind_ns, source.limit_time, source.remark,
-            ).encode()  # fmt: skip
+            beat = self._beat().encode()
             for link in self.session.links:
                 link.send(beat)
+
+    def last_word(self) -> bytes:
+        """The frame that says where this side is, to go before one that tells of a suspension."""
+        return self._beat().encode(last_word=True)
+
+    def _beat(self) -> Heartbeat:
+        group, source = self.group, self._source()
+        return Heartbeat(
+            group.last_seq, group.last_time, self._clock(), group.incarnation, group.writes_total, group.data_total,
+            source.behind_ns, source.limit_time, source.remark,
+        )  # fmt: skip
 
     # ---- what the secondary says --------------------------------------------------
 
@@ -322,6 +334,8 @@ class Sender:
 
     def _after_ack(self, ack: Ack) -> None:
         now_s = asyncio.get_running_loop().time()
+        if self.ack.received == self.group.last_seq:
+            self.note()  # exactly what the secondary has, should it get no more
         self.group.set_retention(self.consumer, self.ack.durable)
         self.lag.heartbeat(self.group.last_seq, self._clock(), now_s)
         self.lag.applied(self.ack.applied)
@@ -331,9 +345,9 @@ class Sender:
     # ---- over restarts -----------------------------------------------------------------
 
     @property
-    def heard_s(self) -> float:
-        """When the secondary acknowledged anything last, by the local monotonic clock."""
-        return self.lag.heard_s
+    def heard_mark(self) -> tuple[float, int]:
+        """See Keepable."""
+        return self.lag.heard_s, 0
 
     def document(self) -> dict[str, Any] | None:
         """What is kept of what the secondary said, as JSON values; None: it said nothing yet."""
@@ -363,38 +377,38 @@ class Sender:
             self.lag.applied(document["image"][0])
             self.lag.cut()
 
-    # ---- figures --------------------------------------------------------------------------
+    # ---- what was counted ---------------------------------------------------------
 
-    @property
-    def bytes_total(self) -> int:
-        """Bytes of all records so far, counted from an arbitrary base."""
-        return self._bytes_before + self.group.bytes_written
+    def tally(self) -> Tally:
+        """What the group has now."""
+        return Tally(self.group.last_seq, self.group.writes_total, self.group.data_total)
 
-    def bytes_at(self, sequence: int) -> int:
-        """`bytes_total` just behind record ``sequence``, as near as heartbeats remember it."""
-        group, total = self.group, self.bytes_total
-        if sequence >= group.last_seq:
-            return total
-        low, high = (0, -1), (group.last_seq, total)
-        for sample in self._samples:
-            if sample[0] <= sequence:
-                low = sample[:2]
-            else:
-                high = sample[:2]
-                break
-        if low[1] < 0:  # from before this run: take the journal's average
-            kept = max(1, group.last_seq - group.journal.first + 1)
-            average = group.journal.used_bytes / kept
-            return max(0, total - round(average * (group.last_seq - sequence)))
-        share = (sequence - low[0]) / max(1, high[0] - low[0])
-        return low[1] + round(share * (high[1] - low[1]))
+    def note(self) -> None:
+        """Remember what the group has now; the tally of what the secondary shows is never forgotten."""
+        if self.group.recovered:  # else its last number is not known
+            self._tallies.note(self.tally(), self.group.last_time, self.ack.applied)
+
+    def tally_at(self, sequence: int) -> Tally | None:
+        """The group's tally just behind record ``sequence``; None: not known in this run."""
+        return self._tallies.at(sequence, self.tally())
+
+    def bytes_behind(self, sequence: int) -> int | None:
+        """Bytes of data behind record ``sequence``; None: not known.
+
+        Of records of an earlier run that are all kept, the journal's average is taken.
+        """
+        now, at, first = self.tally(), self.tally_at(sequence), self._tallies.first
+        if at is not None:
+            return now.bytes - at.bytes
+        journal = self.group.journal
+        if first is None or (not self.epoch and self.said is None) or sequence + 1 < journal.first:
+            return None
+        average = journal.used_bytes / max(1, now.seq + 1 - journal.first)
+        return now.bytes - first.bytes + round(average * (first.seq - sequence))
 
     def time_at(self, sequence: int) -> int | None:
         """A write time that record ``sequence`` is not older than, as near as heartbeats remember it."""
-        if sequence >= self.group.last_seq:
-            return self.group.last_time
-        known = [time for number, _, time in self._samples if number <= sequence]
-        return known[-1] if known else None
+        return self.group.last_time if sequence >= self.group.last_seq else self._tallies.time_at(sequence)
 
 
 def _ignore(link: Link, reason: str) -> None:

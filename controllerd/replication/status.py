@@ -39,11 +39,14 @@ class PairStatus:
         written: the primary's newest record; transferred: sent; arrived: journaled at the
             secondary; durable: there for good; applied: visible there.
         lag_s: how old the secondary's image is; 0.0 when it is like the primary's.
-        lag_bytes: bytes of records that are not applied.
+        lag_bytes: bytes of data that are not applied.
+        missing_writes, missing_bytes: what hosts wrote and the secondary has not received; ticks
+            are no writes.
         unknown_since: secondary: since when nothing is known of what the hosts wrote;
             ``unheard_why``: why that is so, "" while the primary is heard.
         diverged_writes, diverged_bytes: after a takeover, what the old primary has behind the
             cut; None: there was none, or the old primary was not reached yet.
+        corrupt_frames: how often damaged data came from the peer, since the start.
         holder: the group that holds the apply domain's line, or whose path is cut, since
             when and why.
     """
@@ -78,6 +81,7 @@ class PairStatus:
     unheard_why: str
     diverged_writes: int | None
     diverged_bytes: int | None
+    corrupt_frames: int
     holder: str | None
     holder_since: int | None
     holder_why: str | None
@@ -86,6 +90,11 @@ class PairStatus:
 def primary_status(pair: PrimaryPair) -> PairStatus:
     """Status of a pair whose primary is here."""
     record, group, sender, said = pair.record, pair.group, pair.sender, pair.sender.said
+    # The secondary had everything up to the beginning of the pair.
+    received, shown = (
+        (None, None) if said is None else (max(x, record.start_seq) for x in (said.received, said.applied))
+    )
+    at = None if received is None else sender.tally_at(received)
     missing = said is None or group.last_seq > said.applied
     lag_s = sender.lag.lag_seconds(asyncio.get_running_loop().time(), missing=missing)
     held = _primary_held(pair, lag_s)
@@ -115,9 +124,9 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         durable=_sent(sender, None if said is None else said.durable, 0),
         applied=Position(applied.seq, applied_time) if applied_time else applied,
         lag_s=None if math.isinf(lag_s) else lag_s,
-        lag_bytes=None if said is None else max(0, sender.bytes_total - sender.bytes_at(said.applied)),
-        missing_writes=None if said is None else max(0, group.last_seq - said.received),
-        missing_bytes=None if said is None else max(0, sender.bytes_total - sender.bytes_at(said.received)),
+        lag_bytes=None if shown is None else sender.bytes_behind(shown),
+        missing_writes=None if at is None else group.writes_total - at.writes,
+        missing_bytes=None if received is None else sender.bytes_behind(received),
         pending_writes=None if said is None else max(0, said.received - said.applied),
         cut_time=None,
         unknown_since=None,
@@ -127,6 +136,7 @@ def primary_status(pair: PrimaryPair) -> PairStatus:
         holder=None if held is None else held.group,
         holder_since=None if held is None else held.since,
         holder_why=None if held is None else held.why,
+        corrupt_frames=sender.corrupt_frames,
     )
 
 
@@ -167,10 +177,10 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
     record, group, receiver, intake = pair.record, pair.group, pair.receiver, pair.intake
     beat = pair.contact.beat
     now_s = asyncio.get_running_loop().time()
-    missing = receiver.missing()
-    lacking = intake.applied_seq < intake.received_seq or (missing is not None and missing[0] > 0)
+    lacking = intake.applied_seq < intake.received_seq or pair.contact.missing_records(intake.next_seq - 1) > 0
     lag_s = pair.contact.lag.lag_seconds(now_s, missing=lacking)
     taken_over = record.state is PairState.SSWS
+    missing_writes, missing_bytes = (None, None) if taken_over else pair.missing()
     unheard = {name: other.why_unheard() for name, other in by_group.items()}
     held = None if taken_over else find_holder(pair.domain, by_group, unheard)
     arrived = Position(intake.next_seq - 1, pair.known_time(group.last_time) or None)
@@ -190,21 +200,22 @@ def secondary_status(pair: SecondaryPair, by_group: dict[str, SecondaryPair]) ->
         last_contact=receiver.last_contact or (None if beat is None else pair.contact.heard_at),
         link_reason="" if receiver.connected or taken_over else receiver.reason,
         blocked=pair.stall is not None,
-        written=Position(beat.last_seq, beat.last_time) if beat is not None else Position(),
+        written=Position(*pair.newest()),
         transferred=arrived,
         arrived=arrived,
         durable=Position(intake.durable_seq),
         applied=Position(intake.applied_seq, pair.known_time(group.applied_time)),
         lag_s=None if math.isinf(lag_s) or taken_over else lag_s,
-        lag_bytes=None if missing is None or missing[1] is None or taken_over else missing[1] + group.pending.bytes,
-        missing_writes=None if missing is None else missing[0],
-        missing_bytes=None if missing is None else missing[1],
+        lag_bytes=None if missing_bytes is None else missing_bytes + group.pending.bytes,
+        missing_writes=missing_writes,
+        missing_bytes=missing_bytes,
         pending_writes=len(group.pending),
         cut_time=None if taken_over else pair.known_time(pair.domain.cut_time),
         unknown_since=None if taken_over else pair.contact.unknown_since,
         unheard_why=unheard[group.name],
         diverged_writes=(record.diverged or {}).get("writes"),
         diverged_bytes=(record.diverged or {}).get("bytes"),
+        corrupt_frames=receiver.corrupt_frames,
         holder=None if held is None else held.group,
         holder_since=None if held is None else held.since,
         holder_why=None if held is None else held.why,

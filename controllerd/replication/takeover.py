@@ -51,8 +51,9 @@ class MissingVolume:
 class TakeoverGroup:
     """What a takeover gives or gave for one group.
 
-    ``primary_seq`` and ``primary_time`` are the newest the primary told of, ``primary_age_s``
-    how long ago; ``missing_writes`` and ``missing_bytes`` what of that never arrived;
+    ``primary_seq`` and ``primary_time`` are the newest the primary is known to have,
+    ``primary_age_s`` how long ago it told where it is; ``missing_writes`` and ``missing_bytes``
+    what hosts wrote up to there that never arrived, ticks not counted;
     ``unusable`` what arrived behind the cut. None: not known here. What the hosts wrote since
     ``unknown_since`` (wall ns), ``unknown_s`` ago, may be missing without this side knowing.
     """
@@ -190,8 +191,8 @@ class Takeover:
                 writes, size = lost.get(entry.volume, (0, 0))
                 lost[entry.volume] = (writes + 1, size + entry.length)
         contact = pair.contact
-        beat = contact.beat
-        missing = pair.receiver.missing()
+        primary_seq, primary_time = pair.newest()
+        missing_writes, missing_bytes = pair.missing()
         return TakeoverGroup(
             pair_id=record.spec.identity,
             group=group.name,
@@ -201,14 +202,14 @@ class Takeover:
             state=record.state.value,
             cut_seq=cut_seq,
             cut_time=pair.known_time(cut_time),
-            primary_seq=None if beat is None else beat.last_seq,
-            primary_time=None if beat is None else beat.last_time,
-            primary_age_s=None if beat is None else contact.heard_age_s,
+            primary_seq=primary_seq,
+            primary_time=primary_time,
+            primary_age_s=contact.told_age_s,
             unknown_since=contact.unknown_since,
             unknown_s=contact.unknown_s,
             unheard_why=self._unheard[group.name],
-            missing_writes=None if missing is None else missing[0],
-            missing_bytes=None if missing is None else missing[1],
+            missing_writes=missing_writes,
+            missing_bytes=missing_bytes,
             unusable_writes=sum(writes for writes, _ in lost.values()),
             unusable_bytes=sum(size for _, size in lost.values()),
             volumes=tuple(sorted(names.values())),
@@ -223,17 +224,17 @@ class Takeover:
         Never 0 when something is missing: hosts' own times (time source ``host``) may stand still between two
         writes, so the time that passed at the primary counts as well.
         """
-        if any(pair.record.time_source == "sequence" for pair in self._pairs):
+        if any(pair.record.time_source == "sequence" or pair.missing_unknown for pair in self._pairs):
             return None
         if all(group.missing_writes == 0 and group.unusable_writes == 0 for group in groups):
             return 0.0
         known = [group.primary_time for group in groups if group.primary_time is not None]
         if len(known) < len(groups):
             return None
-        lacking = [group for group in groups if group.missing_writes or group.unusable_writes]
+        lacking = [group for group in groups if group.missing_writes != 0 or group.unusable_writes]
         found_s = (max(known) - min(group.cut_time for group in lacking)) / 1e9
         if found_s < LEAST_S or any(pair.record.time_source == "host" for pair in self._pairs):
-            found_s = max(found_s, *(self._by_group[group.group].contact.lag.told_s for group in lacking))
+            found_s = max(found_s, *(self._by_group[group.group].contact.told_s for group in lacking))
         return max(LEAST_S, found_s) if math.isfinite(found_s) else None
 
     def _warnings(self) -> list[str]:

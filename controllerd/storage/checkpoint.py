@@ -58,6 +58,8 @@ class Checkpointer:
         """Groups that the last checkpoint left out, and why."""
         self.leaked = False
         """Whether regions are in no map and not zeroed, so that the next start has to look for them."""
+        self.fault = ""
+        """Why the last checkpoint failed, for people; "" once one was taken again."""
         self.count = 0
 
     def freed(self, group: Group, pool: Pool, region: int) -> None:
@@ -72,6 +74,7 @@ class Checkpointer:
         try:
             await self.checkpoint()
         except (RemoteCopyError, OSError) as error:
+            self.fault = f"no checkpoint can be taken ({error}): journals fill up until hosts cannot write"
             self._system.report("checkpoint-failed", {"error": str(error)})
             await asyncio.sleep(min(1.0, self._interval_s))
         self._system.check_overflow()
@@ -136,6 +139,7 @@ class Checkpointer:
             for group, (_, _, document) in zip(kept, documents, strict=True):
                 group.checkpointed(marks[group.name], document["retained"])
             self.count += 1
+            self.fault = ""
 
     def _tell(self, behind: dict[str, RemoteCopyError]) -> None:
         for name, error in behind.items():

@@ -62,11 +62,12 @@ def take_disk(
 
     Raises:
         Conflict: the file is a disk already, holds data, or is the controller's own.
-        BadOrder: the file is missing and no size was given, it is smaller than ``size``, or it cannot be opened.
+        BadOrder: the file is missing and no size was given, or its directory is missing; it is smaller than
+            ``size``, or it cannot be opened.
         NoSpace: the file system has no room for it.
     """
-    _check_place(files, name, path, data_directory)
     exists = files.exists(path)
+    _check_place(files, name, path, data_directory, exists=exists)
     if not exists and size is None:
         raise BadOrder(f"disk {name}: {path} does not exist; give a size to create it")
     if size is not None and size < smallest:
@@ -102,13 +103,18 @@ def take_disk(
     return Disk(name, path, size or present, file)
 
 
-def _check_place(files: Files, name: str, path: str, data_directory: str) -> None:
-    """Refuse the controller's own files.
+def _check_place(files: Files, name: str, path: str, data_directory: str, *, exists: bool) -> None:
+    """Refuse the controller's own files, and to make directories anywhere but in the data directory.
 
     Raises:
         Conflict: ``path`` is one of them.
+        BadOrder: its directory does not exist.
     """
     own = f"{files.resolve(data_directory)}/"
     real = files.resolve(path)
+    directory = os.path.dirname(path) or "."
+    if not exists and not real.startswith(own) and not files.exists(directory):
+        # A mistyped or unmounted mount point would fill the root file system.
+        raise BadOrder(f"disk {name}: directory {directory} does not exist; make or mount it first")
     if real.startswith(own) and real[len(own) :].startswith(_OWN):
         raise Conflict(f"disk {name}: {path} is the controller's own: its data directory holds more than disks")

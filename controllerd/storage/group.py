@@ -123,6 +123,9 @@ class Group:
         """(sequence, time, origin) up to which the disks have everything, not yet synced."""
         self.layer_bytes = 0
         self.bytes_written = facts.bytes_written
+        self.records_written = 0
+        """Records journaled since the start, and those among them that are no writes."""
+        self.ticks_written = 0
         self.accepting = True
         self.held: str | None = None
         self.on_commit: list[Callable[[], None]] = []
@@ -220,6 +223,16 @@ class Group:
     def applied_time(self) -> int:
         """Write time of ``applied_seq``."""
         return self.applied.time
+
+    @property
+    def writes_total(self) -> int:
+        """Writes journaled here, of hosts or received, counted from an arbitrary base; ticks are none."""
+        return max(0, self.records_written - self.ticks_written)  # a tick may be staged and not committed
+
+    @property
+    def data_total(self) -> int:
+        """Bytes of data of those writes, counted from an arbitrary base."""
+        return self.bytes_written - HEADER_SIZE * self.records_written
 
     @property
     def recovered(self) -> bool:
@@ -345,12 +358,15 @@ class Group:
         for start in range(0, length, MAX_RANGE):
             time = max(self.write_time.stamp(self.clock(), carried), self.last_time)
             sequence = self._stage_record(kind, volume, offset + start, min(MAX_RANGE, length - start), time)
+        if volume.pool.short:
+            self.on_pressure()  # regions that were zeroed whole come back with a checkpoint
         return sequence
 
     def stage_tick(self, time: int) -> int:
         """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
         if self._iov_size + HEADER_SIZE > self.journal.room:
             raise self._no_room(HEADER_SIZE)
+        self.ticks_written += 1
         return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time))
 
     def stage_upstream(
@@ -375,6 +391,7 @@ class Group:
         iov, add, arrived = self._iov, self._received.append, arrivals.append
         room, size = self.journal.room, self._iov_size
         sequence, last_time, last_origin = self._next, self.last_time, self.last_origin
+        ticks = 0
         try:
             for (origin, carried, kind, key, offset, length, _, data), (flags, data_crc) in zip(
                 entries, seals, strict=True
@@ -385,7 +402,11 @@ class Group:
                 volume = check_received(self, kind, key, offset, length)
                 if volume is not None:
                     reserve(volume, kind, offset, length)
-                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)
+                if kind == _TICK:
+                    time = pass_on_tick(carried, now)
+                    ticks += 1
+                else:
+                    time = pass_on(carried, now)
                 if time > last_time:
                     last_time = time
                 sequence += 1
@@ -399,6 +420,7 @@ class Group:
                 size, last_origin = after, origin
         finally:
             self._iov_size, self._next, self.last_time, self.last_origin = size, sequence, last_time, last_origin
+            self.ticks_written += ticks
 
     def _stage_record(self, kind: Kind, volume: Volume | None, offset: int, length: int, time: int) -> int:
         """Stage a record without data."""
@@ -447,6 +469,7 @@ class Group:
             raise
         self.last_seq = self._next
         self.bytes_written += size
+        self.records_written += self._next + 1 - first
         for copy in self.fed:
             copy.note(staged, received)
         if self.role is Role.PRIMARY:
@@ -625,6 +648,7 @@ class Group:
         """
         expected = self.last_seq
         latest = self.last_time
+        ticks = 0
         for sequence, time, kind, key, offset, length, _, _ in entries:
             expected += 1
             if sequence != expected or time < latest:
@@ -635,6 +659,8 @@ class Group:
             volume = check_received(self, kind, key, offset, length)
             if volume is not None:
                 reserve(volume, kind, offset, length)
+            else:
+                ticks += 1
         view = memoryview(raw)
         if len(view) + HEADER_SIZE > self.journal.room and not self.journal.prepare(len(view) + HEADER_SIZE):
             self.on_pressure()
@@ -648,6 +674,8 @@ class Group:
         except JournalFailed as error:
             self.acks.fail(error)
             raise
+        self.records_written += expected - self.last_seq
+        self.ticks_written += ticks
         self.last_seq = self._next = expected
         self.last_time = latest
         self.bytes_written += len(view)

@@ -22,6 +22,8 @@ from controllerd.storage.io import File
 MIN_REGION_SIZE: Final = 4096
 MAX_REGION_SIZE: Final = 16 << 20
 _HINT_RUN: Final = 64
+_SHORT_SHIFT: Final = 5
+"""A pool is short of space when less than 1/32 of it is free."""
 
 
 @dataclass(slots=True)
@@ -62,18 +64,32 @@ class Pool:
         Raises:
             BadOrder: the disk is smaller than one region.
         """
-        count = disk.size >> self.shift
-        if count == 0:
-            raise BadOrder(f"disk {disk.name} ({disk.size} bytes) is smaller than one region of {self.region_size}")
+        count = self.regions_of(disk)
         self._starts.append(len(self._used))
         self.disks.append(disk)
         self._used.extend(bytes(count))
         self.free += count
 
+    def regions_of(self, disk: Disk) -> int:
+        """How many regions of the pool a disk has room for.
+
+        Raises:
+            BadOrder: not for one.
+        """
+        count = disk.size >> self.shift
+        if count == 0:
+            raise BadOrder(f"disk {disk.name} ({disk.size} bytes) is smaller than one region of {self.region_size}")
+        return count
+
     @property
     def regions(self) -> int:
         """Regions in the pool, free or not."""
         return len(self._used) - 1
+
+    @property
+    def short(self) -> bool:
+        """Whether so little is free that trimmed regions should come back at once."""
+        return self.free <= self.regions >> _SHORT_SHIFT
 
     def locate(self, region: int) -> tuple[Disk, int]:
         """Return the disk a region lies on and its offset there in bytes."""

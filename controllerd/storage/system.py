@@ -320,19 +320,40 @@ class StorageSystem:
         self._check_new("pool", name, self.pools)
         if not disks or len(set(disks)) != len(disks):
             raise BadOrder(f"pool {name}: name at least one disk, each once")
-        chosen = []
-        for disk_name in disks:
-            if disk_name not in self.disks:
-                raise NotFound(f"no disk named {disk_name}")
-            owner = next((pool.name for pool in self.pools.values() if self.disks[disk_name] in pool.disks), None)
-            if owner is not None:
-                raise Conflict(f"disk {disk_name} is in pool {owner}")
-            _check_works(self.disks[disk_name])
-            chosen.append(self.disks[disk_name])
+        chosen = [self._unused_disk(disk_name) for disk_name in disks]
         pool = Pool(name, region_size or self.settings.region_bytes, chosen)
         self.catalogue.put_document("pool", name, {"region_size": pool.region_size, "disks": disks})
         self._add_pool(pool)
         return pool
+
+    def grow_pool(self, name: str, disk_name: str) -> Pool:
+        """Add a disk that is in no pool; who waits for space goes on by itself.
+
+        Raises:
+            NotFound: there is no such pool or disk.
+            Conflict: the disk is in a pool.
+            DiskFailed: it does not work.
+            BadOrder: it is smaller than one region.
+        """
+        if name not in self.pools:
+            raise NotFound(f"no pool named {name}")
+        pool, disk = self.pools[name], self._unused_disk(disk_name)
+        pool.regions_of(disk)
+        disks = [*(item.name for item in pool.disks), disk_name]
+        self.catalogue.put_document("pool", name, {"region_size": pool.region_size, "disks": disks})
+        pool.add_disk(disk)
+        return pool
+
+    def _unused_disk(self, name: str) -> Disk:
+        """The disk named ``name``, to be put in a pool."""
+        if name not in self.disks:
+            raise NotFound(f"no disk named {name}")
+        disk = self.disks[name]
+        owner = next((pool.name for pool in self.pools.values() if disk in pool.disks), None)
+        if owner is not None:
+            raise Conflict(f"disk {name} is in pool {owner}")
+        _check_works(disk)
+        return disk
 
     def _add_pool(self, pool: Pool) -> None:
         pool.on_full = self._pool_full

@@ -93,7 +93,7 @@ def _message(source: Source) -> bytes:
         case FrameType.ACK:
             return messages.Ack(a, b, c, d, e, bool(source.number(1) & 1)).encode()
         case FrameType.HEARTBEAT:
-            return messages.Heartbeat(a, b, c, d, e, f, source.pick(_TEXTS)).encode()
+            return messages.Heartbeat(a, b, c, d, e, f, c, b, source.pick(_TEXTS)).encode()
         case number:
             kind = _JSON.get(number, messages.Notice)
             texts = [field.name for field in dataclasses.fields(kind) if field.type == "str"]

@@ -7,6 +7,8 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,11 @@ def pair(run: Run, *more: str) -> tuple[int, str, str]:
 def test_disk_pool_group_volume(run: Run) -> None:
     assert good(run, "disk", "create", "A:d1", "--size", "32MiB").startswith("disk d1 created: 32 MiB at ")
     assert good(run, "pool", "create", "A:p", "--disk", "d1") == "pool p created: 32 MiB on d1\n"
+    good(run, "disk", "create", "A:d2", "--size", "16MiB")
+    assert good(run, "pool", "add-disk", "A:p", "--disk", "d2") == "pool p has 48 MiB on d1, d2\n"
+    assert run("pool", "add-disk", "A:p", "--disk", "d2")[0] == ExitCode.CONFLICT
+    assert run("pool", "add-disk", "A:other", "--disk", "d2")[0] == ExitCode.NOT_FOUND
+    assert run("pool", "add-disk", "A:p", "--disk", "d3")[0] == ExitCode.NOT_FOUND
     assert "group g1 created: durability cache" in good(run, "group", "create", "A:g1")
     words = ("volume", "create", "v1", "--size", "8MiB", "--pool", "p", "--group", "g1", "--description", "[b]data[/b]")
     assert good(run, *words) == "volume v1 created: 8 MiB in group g1\n"
@@ -145,6 +152,21 @@ def test_pair_is_created_on_both_sides_and_twice_is_once(run: Run, sites: Served
     assert pair(run, "--mode", "sync", "--order", "time", "--sync-timeout", "2")[0] == 0
     assert good(run, "pair", "delete", "A:g1", "B:g1", "-y") == 2 * "pair of group g1 deleted\n"
     assert sites.controllers["A"].pairs.known == sites.controllers["B"].pairs.known == {}
+
+
+def test_pair_that_is_there_is_not_made_again_in_another_way(run: Run, sites: Served) -> None:
+    primary(run)
+    assert pair(run)[0] == 0
+    good(run, "disk", "create", "B:d2", "--size", "32MiB")
+    good(run, "pool", "create", "B:q", "--disk", "d2")
+    code, out, err = run("pair", "create", "A:g1", "B:g1", "--create-secondary", "--pool", "q")
+    assert (code, out) == (ExitCode.CONFLICT, "")
+    assert "volume B:v1 is there already, in pool p" in err
+    good(run, "pair", "suspend", "A:g1")
+    code, out, err = pair(run)
+    assert (code, out) == (ExitCode.CONFLICT, "")
+    assert "A: the pair of group g1 is there already and is PSUS" in err
+    assert len(sites.controllers["B"].pairs.known) == 1
 
 
 def test_pair_create_undoes_what_it_made_when_the_primary_refuses(run: Run, sites: Served) -> None:
@@ -289,6 +311,22 @@ def test_silent_port_is_a_time_out(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert "may still be under way" in err
 
 
+def test_controller_that_is_about_to_start_is_waited_for(
+    run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))  # refuses as long as it does not listen
+        monkeypatch.setenv("MGMTCTL_URL", f"http://127.0.0.1:{late.getsockname()[1]}")
+        started = time.monotonic()
+        assert run("--wait", "0.3", "system", "show")[0] == ExitCode.UNREACHABLE
+        assert time.monotonic() - started >= 0.3
+        starting = threading.Timer(0.3, late.listen)
+        starting.start()
+        code, _, err = run("--wait", "30", "--timeout", "0.5", "system", "show")
+        starting.join()
+    assert (code, "did not answer within 0.5 s" in err) == (ExitCode.TIMED_OUT, True), "it was reached, and sent once"
+
+
 def test_pair_whose_sides_do_not_find_each_other_is_not_called_good(
     run: Run, sites: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,9 +335,12 @@ def test_pair_whose_sides_do_not_find_each_other_is_not_called_good(
         controller.pairs.connected = False
     primary(run)
     code, out, err = pair(run)
-    assert (code, "created" in out) == (0, True)
-    assert "nothing is mirrored, not connected yet: B says: A at 127.0.0.1:2: Connection refused" in err
-    assert "not connected yet: A says: B at" in err
+    assert (code, "created" in out) == (ExitCode.UNREACHABLE, True)
+    assert "nothing is mirrored: not connected yet; B says: A at 127.0.0.1:2: Connection refused" in err
+    assert "; A says: B at" in err
+    code, out, err = pair(run, "--json")
+    assert (code, json.loads(out)["primary"]["connected"]) == (ExitCode.UNREACHABLE, False)
+    assert json.loads(err)["code"] == "unreachable"
     assert "PAIR, cut" in good(run, "status")
 
 

@@ -136,6 +136,27 @@ async def test_lost_acknowledgements_bring_nothing_twice(path: Path2) -> None:
     assert path.b.group("g").last_seq <= path.a.group("g").last_seq
 
 
+async def test_damaged_data_is_counted_and_reported_on_both_sides(path: Path2) -> None:
+    def corrupt(site: Site) -> int:
+        return sum(status.corrupt_frames for status in site.pairs.status())
+
+    await path.check_equal()
+    assert corrupt(path.a) + corrupt(path.b) == 0
+    path.proxy.plan = lambda number: Fault(flip_at=3000)
+    path.proxy.cut()
+    for _ in range(40):
+        path.put(10)
+        await asyncio.sleep(0.005)
+    await until(lambda: corrupt(path.b) > 0)
+    assert path.b.count("transfer-damaged") == corrupt(path.b)
+    path.proxy.plan = lambda number: Fault()
+    await path.check_equal()
+    path.b.pairs.secondaries["A:g-B:g"].receiver.send(bytes(64))
+    await until(lambda: corrupt(path.a) == 1)
+    assert path.a.count("transfer-damaged") == 1
+    await path.check_equal()
+
+
 async def test_connections_that_overtake_each_other_are_put_in_order(path: Path2) -> None:
     path.proxy.plan = lambda number: Fault(delay_s=0.02 if number % 2 else 0.0, jitter_s=0.002)
     path.proxy.cut()

@@ -46,7 +46,7 @@ async def test_restarted_primary_says_what_the_secondary_had_acknowledged(sites:
     await a.start()
     after = shown(a)
     assert after.arrived.seq == after.applied.seq == after.transferred.seq == before.applied.seq
-    assert after.missing_writes == a.group("g").last_seq - (before.arrived.seq or 0) >= 5
+    assert after.missing_writes is None, "writes of an earlier run are not counted"
     assert after.lag_bytes is not None
     assert after.lag_bytes > 0
     assert after.missing_bytes == after.lag_bytes

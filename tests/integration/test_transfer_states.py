@@ -446,3 +446,24 @@ async def test_site_that_starts_without_a_disk_concludes_nothing_and_goes_on_wit
     assert await b.image("v") == await a.image("v")
     await a.stop()
     await b.stop()
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+async def test_secondary_whose_pool_is_full_goes_on_when_it_gets_another_disk(
+    sites: tuple[Site, Site], tmp_path: Path, mode: str
+) -> None:
+    a, b = sites
+    b.storage.create_disk("small", f"{tmp_path}/small", 8 * 65536)
+    b.storage.create_pool("small", ["small"])
+    for site, pool in ((a, "pool"), (b, "small")):
+        site.storage.create_group("f")
+        site.storage.create_volume("x", 4 * MIB, pool=pool, group="f")
+    await pair(a, "f", b, mode=mode)
+    for region in range(12):
+        a.put("x", region * 16, b"region %d" % region)
+    await until(lambda: b.count("pair-stalled") > 0, a, b)
+    b.storage.create_disk("more", f"{tmp_path}/more", 8 * 65536)
+    b.storage.grow_pool("small", "more")
+    await caught_up(a, b, "f")
+    assert await b.get("x", 11 * 16) == b"region 11"
+    assert all(status.state == PairState.PAIR and not status.blocked for status in b.pairs.status())

@@ -105,8 +105,8 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
         Edit(_PAIRS, "            if lossy and record.role", "            if False and record.role"),
     )),
     Defect("what the old primary has alone is not said", "I13", ("swarm",), (
-        Edit("controllerd/replication/pair_record.py", "        self.diverged.update(writes=writes, bytes=size)\n        if not writes:\n",
-             "        self.diverged.update(writes=writes, bytes=size)\n        if writes:\n"),
+        Edit("controllerd/replication/pair_record.py", "        if not writes:\n            return \"\"\n",
+             "        if writes:\n            return \"\"\n"),
     )),
     Defect("ticks while what was lost is in doubt", "I5", ("swarm", _REGRESSIONS), (
         Edit(_PAIRS, "(not pair.active or pair.record.in_doubt)", "not pair.active"),

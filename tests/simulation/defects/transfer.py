@@ -114,8 +114,8 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_TICKER, "        if not groups:\n            return\n", "        if groups is not None:\n            return\n"),
     )),
     Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/storage/test_staging.py"), (
-        Edit(_GROUP, "                time = pass_on_tick(carried, now) if kind == _TICK else pass_on(carried, now)\n",
-             "                time = times.tick(now)\n"),
+        Edit(_GROUP, "                if time > last_time:\n                    last_time = time\n                sequence += 1\n",
+             "                last_time = times.tick(now)\n                sequence += 1\n"),
     )),
     Defect("what is written after a suspension does not differ", "I12", (_DIFFER,), (
         Edit(_DIFFERENCES, "        group.fed.append(self)\n", ""),

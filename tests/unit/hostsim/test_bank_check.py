@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from array import array
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from hostsim.bank_check import check_bank
 from hostsim.bank_layout import BankLayout
 from hostsim.bank_record import BankRecord, ChainRecord
 from hostsim.bank_report import BankReport, Fault
+from hostsim.render import show_report
 from hostsim.stamp import Kind, decode_untrusted, encode
 from tests.unit.hostsim.worlds import RUN, Write, closed, history, image, small_layout
 
@@ -239,6 +242,28 @@ def test_data_without_all_superblocks_is_found() -> None:
     volumes[3] = bytearray(len(volumes[3]))
     assert faults(judge(volumes)) == {Fault.FORMAT}
     assert faults(judge([bytearray(b"x" * 8192), *volumes[1:]])) == {Fault.FORMAT}
+
+
+def test_data_of_others_is_no_bank() -> None:
+    report = judge([bytearray(b"x" * 8192), bytearray(8192)])
+    assert report.foreign
+    assert not report.consistent, "nobody may take it for a copy"
+    volumes = image(LAYOUT, WRITES[:50])
+    assert not judge([bytearray(b"x" * 8192), *volumes[1:]]).foreign
+    assert not judge([bytearray(LAYOUT.block_size) + volume[LAYOUT.block_size :] for volume in volumes]).foreign
+    assert not judge([bytearray(8192)]).foreign
+
+
+def test_consistent_and_incomplete_is_called_so() -> None:
+    out = io.StringIO()
+    report = judge(image(LAYOUT, WRITES[:600]), record_of(WRITES), lossless=True)
+    show_report(Console(file=out, width=200), report)
+    assert "consistent, but NOT COMPLETE" in out.getvalue()
+    assert "NOT CONSISTENT" not in out.getvalue()
+    assert (report.as_dict()["consistent"], report.as_dict()["incomplete"]) == (False, True)
+    broken = image(LAYOUT, WRITES[:600])
+    broken[0] = image(LAYOUT, WRITES[:300])[0]
+    assert not judge(broken, record_of(WRITES), lossless=True).incomplete
 
 
 def test_volumes_in_any_order_and_the_wrong_number_of_them() -> None:

@@ -296,6 +296,13 @@ def test_check_of_volumes_without_a_bank_has_its_own_verdict_and_code(directory:
     assert "consistent" not in checked.stdout
     checked = hostsim("check", "--volume", str(blank), "--json")
     assert (checked.returncode, json.loads(checked.stdout)["formatted"]) == (4, False)
+    foreign = directory / "foreign"
+    foreign.write_bytes(bytes(1080) + b"another file system".ljust(1 << 20, b"!"))
+    for volumes in (("--volume", str(foreign)), ("--volume", str(blank), "--volume", str(foreign))):
+        checked = hostsim("check", *volumes)
+        assert checked.returncode == 4
+        assert "NOTHING TO JUDGE" in checked.stdout
+        assert "CONSISTENT" not in checked.stdout
 
 
 @pytest.mark.parametrize(
@@ -306,6 +313,9 @@ def test_check_of_volumes_without_a_bank_has_its_own_verdict_and_code(directory:
         (["check", "--volume", "x", "--lossless"], 2, "needs --record"),
         (["run", "--volume", "nbd://h/v", "--hosts", "printer:1"], 2, "mainframe:N or open:N"),
         (["run", "--volume", "nbd://127.0.0.1:1/v"], 3, "refused"),
+        (["run", "--volume", "x"], 2, "not an NBD URI"),
+        (["format", "--volume", "nbd://h/v", "--volume", "gopher://h/v"], 2, "not an NBD URI"),
+        (["write-verify", "--volume", "x", "--record", "r"], 2, "not an NBD URI"),
         (["verify", "--volume", "x", "--record", "/nonexistent"], 2, "No such file"),
     ],
 )

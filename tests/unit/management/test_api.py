@@ -355,6 +355,28 @@ async def test_takeover_does_not_wait_for_another_order(api: httpx.AsyncClient, 
     assert (await waiting).status_code == 200
 
 
+async def test_failing_checkpoint_is_a_fault_until_one_works(
+    api: httpx.AsyncClient, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DiskFailed("catalogue: database or disk is full")
+
+    await make_volume(api)
+    checkpointer = controller.storage.checkpointer
+    with monkeypatch.context() as broken:
+        broken.setattr(controller.storage.catalogue, "checkpoint", full)
+        checkpointer.request()
+        async with asyncio.timeout(10):
+            while not checkpointer.fault:  # noqa: ASYNC110  # a background task finds it
+                await asyncio.sleep(0.01)
+        for path in ("/v1/system", "/v1/status"):
+            (fault,) = (await api.get(path)).json()["faults"]
+            assert "no checkpoint" in fault
+            assert "disk is full" in fault
+    await checkpointer.checkpoint()
+    assert (await api.get("/v1/system")).json()["faults"] == []
+
+
 async def test_held_group_is_forgotten_with_its_volumes_and_pairs(
     api: httpx.AsyncClient, controller: FakeController
 ) -> None:

@@ -4,11 +4,12 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
 
-from controllerd.management.observability import Format, Level, configure_logging
+from controllerd.management.observability import Format, Level, configure_logging, severity
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,20 @@ def test_text_is_for_people() -> None:
 
 def test_auto_is_json_where_nobody_looks() -> None:
     assert json.loads(lines("info", "auto")[0])["group"] == "g1"
+
+
+@pytest.mark.parametrize(
+    ("event", "facts", "level"),
+    [
+        ("started", {"serial": 1}, "INFO"),
+        ("group-recovered", {"group": "g", "fault": None}, "INFO"),
+        ("group-recovered", {"group": "g", "fault": "journal damaged"}, "ERROR"),
+        ("checkpoint-failed", {"error": "disk full"}, "ERROR"),
+        ("replication-timer-error", {"error": "DiskFailed"}, "ERROR"),
+        ("stop-without-checkpoint", {"error": "disk full"}, "ERROR"),
+        ("transfer-damaged", {"peer": "B"}, "WARNING"),
+        ("pool-full", {"pool": "p"}, "WARNING"),
+    ],
+)
+def test_trouble_is_never_logged_as_information(event: str, facts: dict[str, Any], level: str) -> None:
+    assert logging.getLevelName(severity(event, facts)) == level

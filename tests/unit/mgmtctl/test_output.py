@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from controllerd.management.schemas import PairStatus
 from mgmtctl import output
+from mgmtctl.status import _remarks
 
 NOW = 1_800_000_000_123_456_789
 
@@ -24,6 +26,12 @@ def test_write_times_are_times_or_plain_numbers(monkeypatch: pytest.MonkeyPatch)
     assert output.wall_time((1 << 64) - 1) != ""
 
 
+def test_point_of_an_image_is_said_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    assert output.point(1) == "write number 1 (a counter, not a time)"
+    assert output.point(NOW).startswith("write time 2027-")
+
+
 def test_facts_and_sizes() -> None:
     assert [output.yes_no(value) for value in (None, True, False)] == ["-", "yes", "no"]
     assert [output.size(value) for value in (None, 4096)] == ["-", "4 KiB"]
@@ -39,3 +47,8 @@ def test_wide_tables_are_not_cut_without_a_terminal(capsys: pytest.CaptureFixtur
     line = capsys.readouterr().out.splitlines()[1]
     assert "x" * 300 in line
     assert "end" in line
+
+
+def test_status_of_a_blocked_primary_says_that_writes_fail() -> None:
+    entry = PairStatus(group="g", role="primary", state="PAIR", peer="B", blocked=True)
+    assert _remarks(entry) == ["hosts cannot write (EIO) until the secondary has caught up"]

@@ -35,7 +35,7 @@ class Run:
 
     def heard(self, name: str, limit_time: int = 0, *, seq: int = 7, behind_s: int = 0) -> None:
         wall_ns = round(self.now_s * SECOND)
-        beat = Heartbeat(seq, wall_ns, wall_ns, 0, behind_ns=behind_s * SECOND, limit_time=limit_time)
+        beat = Heartbeat(seq, wall_ns, wall_ns, 1, 0, 0, behind_ns=behind_s * SECOND, limit_time=limit_time)
         self.contacts[name].heartbeat(beat, self.now_s)
 
     async def keep(self) -> None:

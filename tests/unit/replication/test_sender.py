@@ -20,7 +20,9 @@ async def test_position_of_a_new_session_confirms_nothing_that_is_not_durable() 
     group = SimpleNamespace(
         last_seq=9,
         last_time=9,
-        journal=SimpleNamespace(used_bytes=0),
+        writes_total=9,
+        recovered=True,
+        data_total=9,
         on_commit=[],
         set_retention=lambda *_: None,
         read_journal=lambda *_: None,

@@ -117,3 +117,10 @@ def _open_below(directory: Path) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself
             paths.append(str(descriptor.readlink()))
     return sorted(path for path in paths if path.startswith(str(directory)))
+
+
+def test_directories_are_made_in_the_data_directory_only(tmp_path: Path, system: StorageSystem) -> None:
+    with pytest.raises(BadOrder, match=f"{tmp_path}/mnt/data does not exist"):
+        system.create_disk("e", f"{tmp_path}/mnt/data/e", _SIZE)
+    assert not (tmp_path / "mnt").exists()
+    assert system.create_disk("e", f"{tmp_path}/c/fast/disks/e", _SIZE).size == _SIZE

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-from controllerd.model.errors import DiskFailed, JournalFailed, NoSpace, RemoteCopyError
+from controllerd.model.errors import Conflict, DiskFailed, JournalFailed, NoSpace, RemoteCopyError
 from controllerd.model.pair_state import Role
 from controllerd.model.records import Kind, Record
 from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Loss
+from tests.simulation.storage_machine import DATA
 from tests.simulation.upstream import stage_from_upstream
 from tests.unit.storage.helpers import SIZE, content, failing, live, make_machine, put
 
@@ -382,4 +383,54 @@ def test_full_pool_is_reported_and_gives_back_what_was_trimmed() -> None:
         assert events == ["pool-full", "pool-full"]
 
     live(machine, scenario)
+    machine.destroy()
+
+
+def test_trim_in_a_full_pool_makes_room_without_being_asked_for_it() -> None:
+    machine = make_machine()
+    machine.settings = replace(machine.settings, checkpoint_interval_s=3600.0)
+
+    async def scenario(system: StorageSystem) -> None:
+        system.create_volume("large", 8 * SIZE, pool="p", group="g0")
+        volume = system.volume("large")
+        for offset in range(0, 2 * SIZE, 65536):
+            put(system, "large", offset, b"a" * 4096)
+        assert volume.pool.free == 0
+        volume.group.stage_zeroes(volume, 0, SIZE, trim=True)
+        volume.group.commit()
+        await asyncio.sleep(0.5)
+        assert volume.pool.free == SIZE // 65536
+        put(system, "large", 4 * SIZE, b"b" * 4096)
+
+    live(machine, scenario)
+    machine.destroy()
+
+
+def test_full_pool_goes_on_with_another_disk_and_has_it_after_a_crash() -> None:
+    machine = make_machine()
+
+    async def scenario(system: StorageSystem) -> None:
+        system.create_volume("large", 8 * SIZE, pool="p", group="g0")
+        for offset in range(0, 2 * SIZE, 65536):
+            put(system, "large", offset, b"a" * 4096)
+        with pytest.raises(NoSpace):
+            put(system, "large", 4 * SIZE, b"b" * 4096)
+        system.create_disk("more", f"{DATA}/disks/more", 2 * 65536)
+        assert system.grow_pool("p", "more").free == 2
+        with pytest.raises(Conflict, match="is in pool p"):
+            system.grow_pool("p", "more")
+        put(system, "large", 4 * SIZE, b"b" * 4096)
+        await system.group("g0").make_durable()
+        await system.checkpointer.checkpoint()
+
+    async def after(system: StorageSystem) -> None:
+        assert [disk.name for disk in system.pools["p"].disks][-1] == "more"
+        assert system.pools["p"].free == 1
+        buffer = bytearray(4096)
+        await system.volume("large").read(memoryview(buffer), 4 * SIZE)
+        assert buffer == b"b" * 4096
+
+    live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
     machine.destroy()
