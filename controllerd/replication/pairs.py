@@ -56,6 +56,14 @@ class Forgotten:
     pairs: list[tuple[PairRecord, bool]]
 
 
+_REQUESTS: Final[dict[int, Callable[[memoryview], Pull | Fence | Farewell]]] = {
+    FrameType.PULL: Pull.decode_untrusted,
+    FrameType.FENCE: Fence.decode_untrusted,
+    FrameType.FAREWELL: Farewell.decode_untrusted,
+}
+"""What a connection may ask for first, and how it is read."""
+
+
 class PairManager:
     """All pairs of one controller. ``clock`` gives wall time in ns, ``report`` logs an event."""
 
@@ -570,31 +578,20 @@ class PairManager:
 
     def _request(self, link: Link, frame: Frame) -> None:
         """First frame of an authenticated connection."""
-        if frame.type == FrameType.PULL:
-            pull = Pull.decode_untrusted(frame.payload)
-            pair = self.primaries.get(pull.pair)
-            if pair is not None:
-                pair.pull(link, pull)
-                return
-            name = pull.pair
-        elif frame.type == FrameType.FENCE:
-            fence = Fence.decode_untrusted(frame.payload)
-            pair = self.primaries.get(fence.pair)
-            if pair is not None:
-                pair.fence(link, fence)
-                return
-            name = fence.pair
-        elif frame.type == FrameType.FAREWELL:
-            farewell = Farewell.decode_untrusted(frame.payload)
-            pair = self.primaries.get(farewell.pair)
-            if pair is not None:
-                pair.farewell(link, farewell)
-                return
-            name = farewell.pair
-        else:
+        decode = _REQUESTS.get(frame.type)
+        if decode is None:
             raise FrameError(f"frame type {frame.type} where PULL, FENCE or FAREWELL has to come")
-        link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {name} here", "", 0).encode())
-        link.close("unknown pair")
+        request = decode(frame.payload)
+        pair = self.primaries.get(request.pair)
+        if pair is None:
+            link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {request.pair} here", "", 0).encode())
+            link.close("unknown pair")
+        elif isinstance(request, Pull):
+            pair.pull(link, request)
+        elif isinstance(request, Fence):
+            pair.fence(link, request)
+        else:
+            pair.farewell(link, request)
 
     def _unproved(self, address: str, claimed: str, reason: str) -> None:
         """Somebody who says it is controller ``claimed`` did not prove it."""
