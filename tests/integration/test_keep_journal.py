@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controllerd.model.pair_state import PairState
-from tests.integration.transfer_site import MIB, Site, caught_up, connect, pair, until
+from tests.integration.transfer_site import MIB, SMALL_JOURNAL, Site, caught_up, connected, pair, until
 
 PAIR = "A:g-B:g"
 
@@ -16,15 +16,9 @@ PAIR = "A:g-B:g"
 @pytest.fixture
 async def sites(tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
     """A with a journal of four segments of 4 MiB, and B."""
-    small = {"journal_bytes": 16 * MIB, "segment_bytes": 4 * MIB, "checkpoint_interval_s": 0.2}
-    a, b = Site("A", tmp_path / "A", storage=small), Site("B", tmp_path / "B")
-    for site in (a, b):
-        await site.start()
-        site.make({"g": ["v"]})
-    connect(a, b)
-    yield a, b
-    for site in (a, b):
-        await site.stop()
+    a, b = Site("A", tmp_path / "A", storage=dict(SMALL_JOURNAL)), Site("B", tmp_path / "B")
+    async with connected(a, b, {"g": ["v"]}) as found:
+        yield found
 
 
 async def suspended(a: Site, b: Site, **options: object) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from controllerd.model.pair_state import PairState
 from controllerd.replication.messages import Notice
-from tests.integration.transfer_site import BLOCK, MIB, Site, caught_up, connect, pair, until
+from tests.integration.transfer_site import BLOCK, MIB, SMALL_JOURNAL, Site, caught_up, connect, connected, pair, until
 
 PAIR = "A:g-B:g"
 SIZE = 4 * MIB
@@ -21,15 +21,9 @@ EVERYTHING: Runs = [(0, SIZE)]
 @pytest.fixture
 async def sites(tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
     """A with a journal of four segments of 4 MiB, and B."""
-    small = {"journal_bytes": 16 * MIB, "segment_bytes": 4 * MIB, "checkpoint_interval_s": 0.2}
-    a, b = Site("A", tmp_path / "A", storage=small), Site("B", tmp_path / "B")
-    for site in (a, b):
-        await site.start()
-        site.make({"g": ["v"]})
-    connect(a, b)
-    yield a, b
-    for site in (a, b):
-        await site.stop()
+    a, b = Site("A", tmp_path / "A", storage=dict(SMALL_JOURNAL)), Site("B", tmp_path / "B")
+    async with connected(a, b, {"g": ["v"]}) as found:
+        yield found
 
 
 async def dirty(site: Site) -> Runs:

@@ -12,20 +12,14 @@ from controllerd.model.errors import NoSpace
 from controllerd.replication.pairs import ACKS_FACT
 from controllerd.replication.status import PairStatus, Position
 from controllerd.storage.catalogue import Catalogue
-from tests.integration.transfer_site import Site, caught_up, connect, pair, until
+from tests.integration.transfer_site import Site, caught_up, connected, pair, until
 
 
 @pytest.fixture
 async def sites(tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
-    a, b = Site("A", tmp_path / "A"), Site("B", tmp_path / "B")
-    for site in (a, b):
-        await site.start()
-        site.make({"g": ["v"]})
-    connect(a, b)
-    await pair(a, "g", b)
-    yield a, b
-    for site in (a, b):
-        await site.stop()
+    async with connected(Site("A", tmp_path / "A"), Site("B", tmp_path / "B"), {"g": ["v"]}) as (a, b):
+        await pair(a, "g", b)
+        yield a, b
 
 
 def shown(site: Site) -> PairStatus:

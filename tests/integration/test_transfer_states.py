@@ -14,20 +14,15 @@ from controllerd.model.errors import BadOrder, Conflict, Corrupt, DiskFailed, Mi
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.pair_record import PairVolume
 from controllerd.replication.pairs import PairManager
-from tests.integration.transfer_site import MIB, Site, caught_up, connect, pair, spec, until
+from tests.integration.transfer_site import MIB, Site, caught_up, connect, connected, pair, spec, until
 
 
 @pytest.fixture
 async def sites(tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
     """A primary and a secondary with two groups of one volume each, not paired yet."""
     a, b = Site("A", tmp_path / "A", peer_timeout_s=0.5), Site("B", tmp_path / "B", peer_timeout_s=0.5)
-    for site in (a, b):
-        await site.start()
-        site.make({"g": ["v"], "h": ["w"]})
-    connect(a, b)
-    yield a, b
-    for site in (a, b):
-        await site.stop()
+    async with connected(a, b, {"g": ["v"], "h": ["w"]}) as found:
+        yield found
 
 
 def state(pairs: PairManager, group: str = "g") -> str:

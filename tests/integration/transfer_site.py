@@ -13,7 +13,8 @@ import random
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from tests.integration.transfer_proxy import stop_accepting
 KEY = b"a shared key for tests, 32 bytes"
 BLOCK = 4096
 MIB = 1 << 20
+SMALL_JOURNAL = {"journal_bytes": 16 * MIB, "segment_bytes": 4 * MIB, "checkpoint_interval_s": 0.2}
+"""Storage settings of a site whose journals are four segments."""
 
 
 class Site:
@@ -208,6 +211,18 @@ def connect(*sites: Site) -> None:
         for other in sites:
             if other is not site:
                 site.peers[other.name] = PeerSettings(other.name, Endpoint("127.0.0.1", other.port))
+
+
+@asynccontextmanager
+async def connected(a: Site, b: Site, groups: dict[str, list[str]]) -> AsyncIterator[tuple[Site, Site]]:
+    """Two sites that run and know each other, with the same ``groups`` of volumes, not paired yet."""
+    for site in (a, b):
+        await site.start()
+        site.make(groups)
+    connect(a, b)
+    yield a, b
+    for site in (a, b):
+        await site.stop()
 
 
 def spec(primary: Site, group: str, secondary: Site, **options: Any) -> PairSpec:
