@@ -52,7 +52,8 @@ from controllerd.model.write_time import WriteTime
 from controllerd.storage.acknowledge import Acknowledgement, Durability
 from controllerd.storage.budget import CacheBudget
 from controllerd.storage.differences import Differences
-from controllerd.storage.journal import Journal, JournalRange
+from controllerd.storage.journal import Journal
+from controllerd.storage.journal_ranges import JournalRange
 from controllerd.storage.layers import BLOCK, BLOCK_MASK, BLOCK_SHIFT
 from controllerd.storage.pending import Entry, Pending
 from controllerd.storage.received import Applied, check_received, reserve, show
