@@ -32,7 +32,7 @@ from controllerd.replication.context import Context
 from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import find_holder
 from controllerd.storage.group import Group
-from controllerd.storage.system import Restart
+from controllerd.storage.role_changes import Restart
 
 TABLE: Final = "takeovers"
 SLICE: Final = 256

@@ -19,7 +19,8 @@ from controllerd.model.records import HEADER_SIZE, MAGIC_BYTES, Kind, encode_hea
 from controllerd.storage.group import Group
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.pending import Entry
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.unit.storage.helpers import content, put
 
 _SIZE = 4 << 20
