@@ -41,7 +41,8 @@ from controllerd.replication.status import PairStatus
 from controllerd.replication.takeover import TABLE as TAKEOVERS
 from controllerd.replication.takeover_orders import TakeoverOrders
 from controllerd.replication.timer import PairTimer
-from controllerd.storage.group import RECOVERED, Group
+from controllerd.storage.group import Group
+from controllerd.storage.retention import RECOVERED
 from controllerd.storage.system import StorageSystem
 
 RUN_FACT: Final = "replication-boot"

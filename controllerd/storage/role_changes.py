@@ -14,6 +14,7 @@ from controllerd.model.errors import Busy
 from controllerd.model.pair_state import Role
 from controllerd.storage.checkpoint import Checkpointer
 from controllerd.storage.group import Group
+from controllerd.storage.received import Applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,19 @@ class RoleChanges:
         """
 
         def change() -> list[Group]:
-            for restart in restarts:
-                restart.group.restart(
-                    role=restart.role,
-                    generation=restart.generation,
-                    last_seq=restart.last_seq,
-                    last_origin=restart.last_origin,
-                    last_time=restart.last_time,
-                    numbered_here=restart.numbered_here,
+            for order in restarts:
+                restart(
+                    order.group,
+                    role=order.role,
+                    generation=order.generation,
+                    last_seq=order.last_seq,
+                    last_origin=order.last_origin,
+                    last_time=order.last_time,
+                    numbered_here=order.numbered_here,
                 )
-            return [restart.group for restart in restarts]
+            return [order.group for order in restarts]
 
-        await self._change_groups([restart.group for restart in restarts], change)
+        await self._change_groups([order.group for order in restarts], change)
 
     async def _change_groups(self, groups: Sequence[Group], change: Callable[[], Sequence[Group]]) -> None:
         """Take a checkpoint, and another with ``change``; refuse host writes until that is durable.
@@ -75,10 +77,51 @@ class RoleChanges:
         """Change a group's role in place: its journal goes on. Durable on return."""
 
         def change() -> list[Group]:
-            group.change_role(role, last_origin)
+            _change_role(group, role, last_origin)
             return [group]
 
         await self._change_groups([group], change)
+
+
+def restart(
+    group: Group, *, role: Role, generation: int, last_seq: int, last_origin: int, last_time: int, numbered_here: bool
+) -> None:
+    """Begin a new journal: the next record is ``last_seq + 1``.
+
+    The caller has taken a checkpoint first, so that recovery needs nothing of the old
+    journal, and takes another with this as its change.
+
+    Raises:
+        JournalFailed: no new segment could be begun.
+    """
+    incarnation = group.incarnation + 1
+    group.facts.start_ordinal = group.journal.reset(last_seq, incarnation)
+    group.facts.incarnations = [(last_seq + 1, incarnation)]
+    group.pending.clear()
+    group.role = role
+    group.generation = generation
+    group.last_seq = group.staged_seq = last_seq
+    group.last_origin = last_origin
+    group.last_time = max(group.last_time, last_time) if role is Role.PRIMARY else last_time
+    group.applied = Applied(last_seq, group.last_time, last_origin)
+    group.facts.numbered_here = numbered_here
+    group.destaged_mark = (last_seq, group.last_time, last_origin)
+    group.retention.clear()
+    group.acks.restart(last_seq)
+    group.update_accepting()
+
+
+def _change_role(group: Group, role: Role, last_origin: int | None) -> None:
+    """Change the role in place: journal, numbers and consumers stay (synchronous secondaries).
+
+    The caller has made everything visible before a group becomes primary, and takes a
+    checkpoint with this as its change.
+    """
+    group.role = role
+    if last_origin is not None:
+        group.last_origin = group.applied.origin = last_origin
+        group.destaged_mark = (group.destaged_mark[0], group.destaged_mark[1], last_origin)
+    group.update_accepting()
 
 
 @contextlib.contextmanager

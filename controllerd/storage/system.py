@@ -24,13 +24,14 @@ from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.checkpoint import Checkpointer
 from controllerd.storage.destage import Destager
 from controllerd.storage.disks import failure, open_disk
-from controllerd.storage.group import Group, GroupFacts, fresh_group_id
+from controllerd.storage.group import Group
+from controllerd.storage.group_facts import GroupFacts, fresh_group_id, group_document
 from controllerd.storage.held import HeldGroups
 from controllerd.storage.io import Files
 from controllerd.storage.journal import Journal
 from controllerd.storage.names import check_new
 from controllerd.storage.pools import Disk, Pool
-from controllerd.storage.recovery import recover_group
+from controllerd.storage.recovery import end_recovery, recover_group
 from controllerd.storage.role_changes import RoleChanges
 from controllerd.storage.settings import StorageSettings
 from controllerd.storage.spares import SpareMaker
@@ -121,7 +122,7 @@ class StorageSystem:
         self.note_run()
         for group in self.groups.values():
             if group.read_error is None:
-                self.catalogue.put_document("group", group.name, group.document())
+                self.catalogue.put_document("group", group.name, group_document(group))
             self.start_background(group.name)
         self.checkpointer.start()
 
@@ -281,13 +282,13 @@ class StorageSystem:
         )
         group = self._add_group(name, facts)
         try:
-            group.end_recovery()
+            end_recovery(group)
             group.journal.sync_now()  # the catalogue must not name a group whose journal power loss could take away
         except JournalFailed as error:
             self.drop_group(name)
             raise NoSpace(f"group {name}: no journal segment in {group.journal.directory}: {error}") from error
         group.update_accepting()
-        self.catalogue.put_document("group", name, group.document())
+        self.catalogue.put_document("group", name, group_document(group))
         self.start_background(name)
         return group
 

@@ -211,7 +211,7 @@ def _break(site: Site, name: str, hit: int) -> None:
                 die()
                 return inner(sequence)
 
-            group.apply_through = apply  # type: ignore[method-assign]
+            group.apply_through = apply
     else:
         put_document = storage.catalogue.put_document
 

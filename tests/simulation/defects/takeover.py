@@ -74,7 +74,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "= pair.group.generation\n"),
     )),
     Defect("takeover keeps what is pending", "I1 I5", ("secondary", "swarm"), (
-        Edit(_GROUP, "        self.pending.clear()\n        self.role = role\n", "        self.role = role\n"),
+        Edit("controllerd/storage/role_changes.py", "    group.pending.clear()\n    group.role = role\n", "    group.role = role\n"),
     )),
     Defect("takeover is not told to the old primary", "I13 I16", ("swarm",), (
         Edit(_TAKEOVER, "            pair.intake.close()\n            pair.start_fencing()\n", "            pair.intake.close()\n"),
