@@ -190,11 +190,6 @@ class Group:
         return self.acks.durability
 
     @property
-    def mirrored(self) -> bool:
-        """Whether acknowledgements wait for the synchronous peer."""
-        return self.acks.mirrored
-
-    @property
     def mirror_flush_wanted(self) -> Callable[[int], None] | None:
         """Called with a sequence number when a host flush waits for the synchronous peer's disk."""
         return self.acks.mirror_flush_wanted
@@ -232,10 +227,6 @@ class Group:
     def apply_error(self) -> RemoteCopyError | None:
         """Why nothing may be applied now, or None: what is applied must be able to reach the disks."""
         return self.read_error or self.disk_error
-
-    def has_pending(self, key: int) -> bool:
-        """Whether a volume has records that are not applied yet."""
-        return any(entry.volume == key for entry in self.pending)
 
     @property
     def broken(self) -> RemoteCopyError | None:
