@@ -60,7 +60,6 @@ from controllerd.storage.retention import Retention
 from controllerd.storage.volume import Volume
 
 _WRITE: Final = int(Kind.WRITE)
-_TICK: Final = int(Kind.TICK)
 _HOST_TIME: Final = int(Flag.HOST_TIME)
 
 
