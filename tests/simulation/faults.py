@@ -15,8 +15,11 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from controllerd.model import records
+from controllerd.replication import frames
 from tests.simulation.disk import POWER_LOSSES, Loss
 from tests.simulation.machine import PORT
+from tests.simulation.network import Path
 
 if TYPE_CHECKING:
     from tests.simulation.disk import SimulatedFile
@@ -232,6 +235,30 @@ class SyncError(DiskFault):
     probability = (0.05, 1.0)
 
 
+class FailedJournalSync(Fault):
+    """The next sync of a journal fails, once: what it should have synced is lost, and those after it do not say so."""
+
+    name = "F13 EIO on fsync of a journal"
+
+    def begin(self) -> None:
+        self._site = self.pick_site()
+        self._site.disk.fault = self._fail
+
+    def _fail(self, operation: str, path: str, offset: int, length: int) -> None:
+        if operation == "sync" and "/journals/" in path:
+            self.end()
+            self.world.reached(f"{self.name} hit")
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    def duration_s(self) -> float:
+        """As long as it takes until a journal is synced."""
+        return self.longest_s
+
+    def end(self) -> None:
+        if self._site.disk.fault == self._fail:
+            self._site.disk.fault = None
+
+
 class DiskFull(DiskFault):
     """The file system gives no more space."""
 
@@ -409,6 +436,44 @@ class Rot(Fault):
         self._path.rot = 0.0
 
 
+class HeldConnections(Fault):
+    """Some connections bring nothing, and others between the same sites go on: groups arrive one without the other."""
+
+    name = "F23 held connections"
+
+    def begin(self) -> None:
+        source, target = self.pick_path()
+        both = [end for near in self.world.network.ends for end in (near, near.peer)]
+        ends = [end for end in both if (end.site, end.peer.site) == (source, target)]
+        self._ends = [end for end in ends if self.rng.random() < 0.5]
+        for end in self._ends:
+            end.held = True
+            self.world.reached("a connection was held")
+
+    def end(self) -> None:
+        for end in self._ends:
+            end.held = False
+        self.world.network.kick()
+
+
+class RotOfHeaders(Rot):
+    """Bits turn where frames begin, or the first records in them."""
+
+    name = "F15 rot of headers on the wire"
+
+    def begin(self) -> None:
+        super().begin()
+        self._path.rot_within = frames.HEADER_SIZE + records.HEADER_SIZE
+
+    def duration_s(self) -> float:
+        """Few chunks have headers at their beginnings."""
+        return self.longest_s
+
+    def end(self) -> None:
+        super().end()
+        self._path.rot_within = Path().rot_within
+
+
 class Replay(Fault):
     """Somebody plays the beginning of an earlier connection again on a new one."""
 
@@ -428,9 +493,12 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
-RARE: Final = (("SpoiltRead", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, SpoiltRead)}
+_RARE: Final[tuple[tuple[type[Fault], float], ...]] = (
+    (SpoiltRead, 0.1), (FailedJournalSync, 0.1), (RotOfHeaders, 0.15), (HeldConnections, 0.3),
+)  # fmt: skip
+"""Faults with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((fault.__name__, share) for fault, share in _RARE)
+BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, *(fault for fault, _ in _RARE))}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
 

@@ -22,10 +22,10 @@ _DURING: Final = tuple(
     for fault in _FAULTS
 )
 _EVENTS: Final = (
-    "apply-stopped", "a bit turned on the way", "a journal was read back wrong", "compared equal copies",
-    "crash during takeover",
-    "hosts wait for the group to accept", "pair-adopted", "pair-connected", "pair-disconnected", "pair-stalled",
-    "primary-fenced", "restart after a failed disk", "split brain", "sync-lost",
+    "apply-stopped", "a bit turned on the way", "a connection was held", "a journal was read back wrong",
+    "a write to a secondary was refused", "compared equal copies", "crash during takeover",
+    "F13 EIO on fsync of a journal hit", "hosts wait for the group to accept", "pair-adopted", "pair-connected",
+    "pair-disconnected", "pair-stalled", "primary-fenced", "restart after a failed disk", "split brain", "sync-lost",
     "takeover", "takeover-decided", "takeover-done",
 )  # fmt: skip
 REQUIRED: Final = (*_CHANGES, *_FAULTS, *_DURING, *_EVENTS)

@@ -13,11 +13,14 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from controllerd.model.errors import RemoteCopyError
+from controllerd.model.pair_state import Role
 from tests.simulation import history as h
 from tests.simulation.disk import POWER_LOSSES, Loss
+from tests.simulation.history import SECTOR
 from tests.simulation.life import Died
 
 if TYPE_CHECKING:
+    from controllerd.storage.group import Group
     from tests.simulation.machine import Site
     from tests.simulation.world import World
 
@@ -176,11 +179,37 @@ class Look(Order):
             return  # the domain was taken over and is gone
 
 
+class Trespass(Order):
+    """A host writes to a secondary all the same: it is refused, and nothing comes of it (I16)."""
+
+    async def run(self) -> None:
+        world = self.world
+        leg = self.rng.choice(world.plan.legs)
+        site = world.sites[leg.secondary]
+        for _ in range(self.rng.randint(5, 20)):
+            if site.serving and site.life is not None:
+                site.life.call(self._write, site, site.storage.groups[leg.group])
+            await asyncio.sleep(self.rng.random() * 0.5)
+
+    def _write(self, site: Site, group: Group) -> None:
+        if group.role is not Role.SECONDARY:
+            return
+        volume = next(iter(group.volumes.values()))
+        try:
+            group.stage_write(volume, 0, memoryview(bytes(SECTOR)))
+        except RemoteCopyError:
+            if not volume.writable:
+                self.world.reached("a write to a secondary was refused")
+                return
+        self.world.problems.append(f"I16: {site.name} is a secondary of {group.name}, and hosts may write there")
+
+
 ORDERS: Final[tuple[type[Order], ...]] = (TakeOver, WarnedTakeOver, Suspend, Look)
 KINDS: Final = tuple((order.__name__, order.weight) for order in ORDERS)
-RARE: Final = (("SplitBrain", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {order.__name__: order for order in (*ORDERS, SplitBrain)}
+_RARE: Final[tuple[tuple[type[Order], float], ...]] = ((SplitBrain, 0.1), (Trespass, 0.1))
+"""Orders with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((order.__name__, share) for order, share in _RARE)
+BY_NAME: Final = {order.__name__: order for order in (*ORDERS, *(order for order, _ in _RARE))}
 
 
 async def play(world: World, kind: str, number: int, at: float) -> None:

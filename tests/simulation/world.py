@@ -78,6 +78,7 @@ class World:
         self._serial = self._request = self._fault_count = 0
         self._trace = 0
         self._suspended_alone = False
+        self._host_tick_ns = plan.stream("host clock").choice((5_000_000, 5_000_000, 1_000_000_000))
         self._active: Counter[str] = Counter()
 
     # ---- for all who act in it --------------------------------------------------------
@@ -111,7 +112,7 @@ class World:
 
     def host_clock(self) -> int:
         """What the hosts' clock shows, in ns; it is coarse."""
-        return EPOCH_NS + int(self.loop.now_s * 200) * 5_000_000
+        return EPOCH_NS + int(self.loop.now_s * 1e9) // self._host_tick_ns * self._host_tick_ns
 
     def identity(self, leg: Leg) -> str:
         """The id of a leg's pair."""
