@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -58,6 +59,10 @@ def test_same_seeds_are_the_same_runs_in_other_processes(hash_seed: str) -> None
         capture_output=True, check=True,
     )  # fmt: skip
     assert found.stdout.strip() == str([run_seed(seed).hash for seed in (1, 2, 3)])
+
+
+def test_endless_seeds_end_with_the_time() -> None:
+    assert list(run_many(itertools.count(), jobs=1, end_s=time.monotonic())) == []
 
 
 def test_same_seed_gives_the_same_history_again() -> None:
