@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controllerd.storage.catalogue import Catalogue, Document
@@ -83,12 +83,16 @@ class SimulatedCatalogue(Catalogue):
 
 @dataclass
 class Machine:
-    """One controller's hardware. ``settings``: those of every life from now on."""
+    """One controller's hardware. ``settings``: those of every life from now on. ``boots``: how often it was on.
+
+    If the settings do not name the machine's present run, ``boots`` does.
+    """
 
     rng: random.Random
     settings: StorageSettings
     disk: SimulatedDisk
     catalogue: SimulatedCatalogue | None = None
+    boots: int = 1
 
     @classmethod
     def make(cls, rng: random.Random, settings: StorageSettings, capacity: int | None = None) -> Machine:
@@ -135,7 +139,7 @@ class Machine:
     async def _start(self, files: Any, scenario: Callable[[StorageSystem], Awaitable[None]]) -> None:
         self.catalogue = SimulatedCatalogue(self.disk, self.catalogue)
         system = StorageSystem(
-            self.settings,
+            replace(self.settings, boot=self.settings.boot or f"boot {self.boots}"),
             files,
             clock=self._clock,
             report=lambda _event, _facts: None,
@@ -151,6 +155,7 @@ class Machine:
     def crash(self, loss: Loss) -> None:
         """End the life that `run` left."""
         self.disk.crash(loss)
+        self.boots += loss is not Loss.KILL
 
     def destroy(self) -> None:
         """Free what the machine holds."""
