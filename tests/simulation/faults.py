@@ -21,6 +21,7 @@ from tests.simulation.machine import PORT
 if TYPE_CHECKING:
     from tests.simulation.disk import SimulatedFile
     from tests.simulation.machine import Site
+    from tests.simulation.network import Path
     from tests.simulation.world import World
 
 
@@ -145,6 +146,46 @@ class PowerLossEverywhere(PowerLoss):
         if early.random() < 0.4:
             for site in self._sites[1:]:
                 self.world.loop.call_later(early.random() * 0.5, site.boot)
+
+
+class PowerLossUnheard(PowerLoss):
+    """A synchronous secondary loses its power, and when it is back its primaries are not heard for a while.
+
+    What it had confirmed and not synced may be missing, and nobody can say so: hosts go on at the primaries.
+    """
+
+    name = "F3 power cut of an unheard mirror"
+
+    def begin(self) -> None:
+        world = self.world
+        self._sites = []
+        self._paths: list[Path] = []
+        synchronous = [leg for leg in world.plan.legs if leg.mode == "sync"]
+        if not synchronous:
+            return
+        mirror = world.sites[self.rng.choice(synchronous).secondary]
+        self.where = mirror.name
+        primaries = sorted({leg.primary for leg in synchronous if leg.secondary == mirror.name})
+        if self.rng.random() < 0.3:
+            primaries = [self.rng.choice(primaries)]
+        for primary in primaries:
+            self._paths += world.network.path(primary, mirror.name), world.network.path(mirror.name, primary)
+        for path in self._paths:
+            path.blocked = True
+        self._sites = [mirror]
+        self._cut()
+        world.reached("an unheard mirror lost its power")
+        world.loop.call_later(self.rng.random() * 0.3, mirror.boot)
+
+    def duration_s(self) -> float:
+        """Long enough for the secondary to show by itself what it has."""
+        return 0.5 + self.rng.random() * self.longest_s
+
+    def end(self) -> None:
+        for path in self._paths:
+            path.blocked = False
+        self.world.network.kick()
+        super().end()
 
 
 class Pause(Fault):
@@ -428,9 +469,10 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
-RARE: Final = (("SpoiltRead", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, SpoiltRead)}
+_RARE: Final[tuple[tuple[type[Fault], float], ...]] = ((SpoiltRead, 0.1), (PowerLossUnheard, 0.1))
+"""Faults with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((fault.__name__, share) for fault, share in _RARE)
+BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, *(fault for fault, _ in _RARE))}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
 
