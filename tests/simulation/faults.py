@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from tests.simulation.at_rest import spoil_journal
 from tests.simulation.disk import POWER_LOSSES, Loss
 from tests.simulation.machine import PORT
 
@@ -312,6 +313,43 @@ class SpoiltRead(Fault):
             self._site.disk.spoil = None
 
 
+class RotAtRest(Fault):
+    """A record in a journal is damaged for good: by rot, or because another write landed there (F17)."""
+
+    name = "F15 rot at rest"
+
+    def begin(self) -> None:
+        self._site = site = self.pick_site()
+        if not site.serving:
+            return
+        group = site.storage.groups[self.rng.choice(sorted(site.storage.groups))]
+        if group.read_error is None and spoil_journal(site.disk, group, self.rng):
+            self.world.damage(site.name, group.name)
+            self.world.reached("a journal was damaged at rest")
+        if self.rng.random() < 0.5:  # else it is found when a peer or the apply loop needs it, or never
+            site.end(self.rng.choice((Loss.KILL, *POWER_LOSSES)))
+
+    def end(self) -> None:
+        self._site.boot()
+
+
+class RotInCatalogue(Fault):
+    """A row of a catalogue is damaged while its site is down: the controller does not start again."""
+
+    name = "F16 rot in a catalogue"
+
+    def begin(self) -> None:
+        self._site = site = self.pick_site()
+        if not site.serving or site.catalogue is None:
+            return
+        site.end(Loss.KILL)
+        site.catalogue.spoil(self.rng)
+        self.world.damage(site.name)
+
+    def end(self) -> None:
+        self._site.boot()
+
+
 class SlowDisk(Fault):
     """Syncs and reads take long."""
 
@@ -469,7 +507,9 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
-_RARE: Final[tuple[tuple[type[Fault], float], ...]] = ((SpoiltRead, 0.1), (PowerLossUnheard, 0.1))
+_RARE: Final[tuple[tuple[type[Fault], float], ...]] = (
+    (SpoiltRead, 0.1), (PowerLossUnheard, 0.1), (RotAtRest, 0.06), (RotInCatalogue, 0.02),
+)  # fmt: skip
 """Faults with the share of seeds that have them. See `plan.draw`: new ones at the end."""
 RARE: Final = tuple((fault.__name__, share) for fault, share in _RARE)
 BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, *(fault for fault, _ in _RARE))}

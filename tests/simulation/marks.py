@@ -22,8 +22,9 @@ _DURING: Final = tuple(
     for fault in _FAULTS
 )
 _EVENTS: Final = (
-    "apply-stopped", "a bit turned on the way", "a journal was read back wrong", "an unheard mirror lost its power",
-    "compared equal copies", "crash during takeover",
+    "apply-stopped", "a bit turned on the way", "a damaged catalogue was refused", "a journal was damaged at rest",
+    "a journal was read back wrong", "an unheard mirror lost its power", "compared equal copies",
+    "crash during takeover", "damage at rest was reported",
     "hosts wait for the group to accept", "pair-adopted", "pair-connected", "pair-disconnected", "pair-stalled",
     "primary-fenced", "restart after a failed disk", "split brain", "sync-lost",
     "takeover", "takeover in doubt", "takeover-decided", "takeover-done",

@@ -35,7 +35,7 @@ class SimulatedCatalogue(Catalogue):
             super().__init__(":memory:")
             self._life = disk.life
         else:
-            self._lock, self._database = previous._lock, previous._database
+            self._path, self._lock, self._database = previous._path, previous._lock, previous._database
 
     def _around(self, work: Callable[[], None]) -> None:
         if self._life:
@@ -70,6 +70,15 @@ class SimulatedCatalogue(Catalogue):
     def take_from(self, other: SimulatedCatalogue) -> None:
         """Become a copy of another catalogue."""
         other._database.backup(self._database)
+
+    def spoil(self, rng: random.Random) -> None:
+        """Change a character of a row, as rot would that SQLite does not see (F16): its checksum stays as it was."""
+        table, column = rng.choice((("facts", "value"), ("documents", "document")))
+        rows = self._database.execute(f"SELECT rowid, {column} FROM {table} ORDER BY rowid").fetchall()
+        row, text = rng.choice(rows)
+        place = rng.randrange(len(text))
+        spoilt = text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :]
+        self._database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (spoilt, row))
 
     def rows(self) -> list[object]:
         """Return all that is in the catalogue."""
