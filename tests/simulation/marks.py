@@ -14,11 +14,12 @@ from tests.simulation.faults import FAULTS
 _CHANGES: Final = (
     "primary PAIR->PSUE", "primary PAIR->PSUS", "primary PAIR->SSWS", "primary PSUE->SSWS",
     "secondary PAIR->PSUE", "secondary PAIR->PSUS", "secondary PAIR->SSWS", "secondary PSUE->SSWS",
+    "primary PSUS->SSWS", "secondary PSUS->SSWS",
 )  # fmt: skip
 _FAULTS: Final = tuple(fault.name for fault in FAULTS)
 _DURING: Final = tuple(
     f"{change} during {fault}"
-    for change in ("primary PAIR->PSUE", "secondary PAIR->PSUE", "secondary PAIR->SSWS")
+    for change in ("primary PAIR->PSUE", "primary PAIR->SSWS", "secondary PAIR->PSUE", "secondary PAIR->SSWS")
     for fault in _FAULTS
 )
 _EVENTS: Final = (

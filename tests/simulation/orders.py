@@ -129,10 +129,14 @@ class WarnedTakeOver(TakeOver):
 
 
 class TakeOverInDoubt(TakeOver):
-    """A synchronous secondary loses its power, and then its primaries are lost: it takes over with what it has."""
+    """A synchronous secondary loses its power, and then its primaries are lost: it takes over with what it has.
+
+    Not one that another site follows, which would know what it has lost (ARCHITECTURE, known limits).
+    """
 
     def _targets(self) -> list[str]:
-        return sorted({leg.secondary for leg in self.world.plan.legs if leg.mode == "sync"})
+        legs = self.world.plan.legs
+        return sorted({leg.secondary for leg in legs if leg.mode == "sync"} - {leg.primary for leg in legs})
 
     async def _prepare(self, target: Site, groups: list[str], upstream: list[str]) -> None:
         target.end(self.rng.choice(POWER_LOSSES))
