@@ -48,7 +48,7 @@ from controllerd.model.records import (
     Record,
     encode_header,
 )
-from controllerd.model.write_time import WriteTime
+from controllerd.model.write_time import MAX_HEARD, WriteTime
 from controllerd.storage.acknowledge import Acknowledgement, Durability
 from controllerd.storage.budget import CacheBudget
 from controllerd.storage.differences import Differences
@@ -680,7 +680,7 @@ class Group:
         self.last_time = latest
         self.bytes_written += len(view)
         self.pending.extend(entries)
-        self.write_time.observe(self.last_time)
+        self.write_time.observe(min(self.last_time, MAX_HEARD))
         self.acks.journaled = expected
         if self.journal.rolled or self.journal.room < self._margin:
             self.update_accepting()
@@ -745,7 +745,7 @@ class Group:
         reached = self.journal.last
         self.last_seq = self._next = reached
         self.acks.recovered(reached)
-        self.write_time.observe(self.last_time)
+        self.write_time.observe(self.last_time if self.role is Role.PRIMARY else min(self.last_time, MAX_HEARD))
         self.journal.incarnation = self.incarnation
         self.journal.begin_segment()
 
@@ -805,6 +805,8 @@ class Group:
         self.last_seq = self._next = last_seq
         self.last_origin = last_origin
         self.last_time = max(self.last_time, last_time) if role is Role.PRIMARY else last_time
+        if role is Role.PRIMARY:
+            self.write_time.observe(self.last_time)
         self.applied = Applied(last_seq, self.last_time, last_origin)
         self.facts.numbered_here = numbered_here
         self.destaged_mark = (last_seq, self.last_time, last_origin)
