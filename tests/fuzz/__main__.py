@@ -18,6 +18,8 @@ TARGETS = {
     "nbd_transmission": "controllerd.targets.nbd",
     "transfer_frames": "controllerd.replication",
     "transfer_link": "controllerd.replication",
+    "transfer_primary": "controllerd.replication",
+    "transfer_secondary": "controllerd.replication",
     "journal": "controllerd.storage",
     "catalogue": "controllerd.storage",
     "configuration": "controllerd.config",
