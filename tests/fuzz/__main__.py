@@ -22,8 +22,10 @@ TARGETS = {
     "transfer_secondary": "controllerd.replication",
     "journal": "controllerd.storage",
     "catalogue": "controllerd.storage",
+    "data_directory": "controllerd.storage",
     "configuration": "controllerd.config",
     "management": "controllerd.management",
+    "management_port": "controllerd.management",
 }
 """Module with a function ``run``, and the package whose coverage guides it."""
 
