@@ -26,6 +26,7 @@ TARGETS = {
     "configuration": "controllerd.config",
     "management": "controllerd.management",
     "management_port": "controllerd.management",
+    "mgmtctl_answers": "mgmtctl",
 }
 """Module with a function ``run``, and the package whose coverage guides it."""
 
