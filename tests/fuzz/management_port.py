@@ -67,12 +67,13 @@ async def _run(source: Source, directory: Path) -> None:
             for _ in range(1 + source.number(1) % 6):
                 reader, writer = await asyncio.open_unix_connection(path)
                 streams.callback(writer.transport.abort)
-                await _speak(source, reader, writer)
+                await speak(source, reader, writer)
                 _look(api)
                 await _check_sound(path)
 
 
-async def _speak(source: Source, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def speak(source: Source, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send what ``source`` decides, and look at what is answered."""
     stream = b"".join(_request(source) for _ in range(1 + source.number(1) % 3))
     reads = source.number(1) % 4 != 3
     with contextlib.suppress(ConnectionError):

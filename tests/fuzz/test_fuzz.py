@@ -15,8 +15,10 @@ from tests.fuzz.__main__ import TARGETS
 SLOW = {
     "catalogue": 150,
     "configuration": 400,
+    "data_directory": 60,
     "management": 20,
     "management_port": 10,
+    "mgmtctl_answers": 40,
     "transfer_primary": 20,
     "transfer_secondary": 30,
 }
