@@ -25,7 +25,8 @@ from controllerd.model.errors import RemoteCopyError
 from controllerd.replication.pairs import PairManager
 from controllerd.replication.settings import ReplicationSettings
 from controllerd.storage.io import SystemFiles
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.fuzz.source import Source
 from tests.simulation.world import small_pieces
 

@@ -18,7 +18,7 @@ from controllerd.replication.frames import MAX_DATA_PAYLOAD, Frame
 from controllerd.replication.links import Acceptor, Link, dial
 from controllerd.replication.pair_record import Mode, PairSpec, PairVolume
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
-from controllerd.storage.system import StorageSettings
+from controllerd.storage.settings import StorageSettings
 from tests.fuzz.source import Source
 from tests.simulation.clocks import SiteClock
 from tests.simulation.disk import Loss

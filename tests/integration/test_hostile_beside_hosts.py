@@ -1,4 +1,4 @@
-"""A peer with the key and strangers on the management port send anything, and a host beside them notices nothing (I17)."""
+"""A peer with the key, or strangers on the management port, send anything; a host beside notices nothing (I17)."""
 
 from __future__ import annotations
 
