@@ -46,11 +46,11 @@ class _Primary:
         self.links.append(link)
         self.stage.attacker.send(link, self._accept.encode())
 
-    def record(self, sequence: int, time: int) -> bytes:
+    def record(self, sequence: int, time: int, incarnation: int = 1) -> bytes:
         """A frame with one record."""
         data = bytes(BLOCK)
         raw = encode_header(
-            Kind.WRITE, sequence=sequence, time=time, generation=_GENERATION, incarnation=1, volume=_KEY,
+            Kind.WRITE, sequence=sequence, time=time, generation=_GENERATION, incarnation=incarnation, volume=_KEY,
             offset=0, length=BLOCK, data_crc=crc32c(data),
         ) + data  # fmt: skip
         return encode_data_header(_GENERATION, sequence, 1, len(raw)) + raw
@@ -119,6 +119,35 @@ def test_impossible_acceptance_is_refused_after_a_wait(accept: Accept) -> None:
         assert not pair.record.generation
         assert "ACCEPT" in pair.receiver.reason
         assert len(primary.pulls) < 60
+        await stage.friends_are_well()
+
+    stage.run(scenario())
+
+
+async def _journaled_runs(primary: _Primary) -> None:
+    stage = primary.stage
+    await primary.start("async")
+    await stage.until(lambda: len(primary.links) == 2, "T pulls")
+    await asyncio.sleep(0.1)
+    for sequence, incarnation in ((1, 3), (2, 3), (3, 1)):
+        stage.attacker.send(primary.links[-1], primary.record(sequence, sequence, incarnation))
+    group = stage.target.storage.groups["g"]
+    await stage.until(lambda: group.last_seq >= 2, "records are journaled")
+    await asyncio.sleep(0.1)
+
+
+def test_run_of_the_primary_that_was_over_is_refused() -> None:
+    """The next start took the record for damage, and held the group."""
+    stage = Stage("async", "cache")
+    primary = _Primary(stage, _accept())
+
+    async def scenario() -> None:
+        await _journaled_runs(primary)
+        pair = stage.target.pairs.secondaries[f"{ATTACKER}:g-{TARGET}:g"]
+        assert "run 1 of X, after run 3" in pair.record.reason
+        await stage.restart()
+        assert stage.target.storage.groups["g"].describe_fault() is None
+        assert stage.target.storage.groups["g"].last_seq == 2
         await stage.friends_are_well()
 
     stage.run(scenario())
