@@ -40,9 +40,11 @@ fuzz: ## Fuzz what comes from outside, a minute for each target (ARGS="--seconds
 	@deploy/setup test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; takes hours
+faults: ## Kill real controllers at steps and calls, fill disks, cut links: HOURS (MINUTES=20 a part, EVERY=1 all)
 	@deploy/setup test
-	@REMOTECOPY_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+	@REMOTECOPY_FAULTS=$(if $(EVERY),every,all) REMOTECOPY_FAULTS_MINUTES=$(MINUTES) \
+		REMOTECOPY_FAULTS_ORDER=$(if $(MINUTES),$(or $(SEEDS),$(shell date +%s))) \
+		$(BIN)/python -m pytest -n $(JOBS) tests/faults $(ARGS)
 
 defects: ## Plant every known mistake in a copy of the source, and see it caught (ARGS="--only flush")
 	@deploy/setup test
