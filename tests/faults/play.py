@@ -61,6 +61,8 @@ class Play:
         self.victim.program = ("tests.faults.stepped", str(self.board.path))
         self._lost = False
         """Whether the scenario has ended the victim."""
+        self._aimed = False
+        """Whether a kill was armed since the victim's last death."""
         self._to_come = deque(kills)
         self._before = first
         self._kill: Kill | None = None
@@ -78,17 +80,23 @@ class Play:
         if self._before is None:
             self._arm_kill()
         else:
-            self.board.arm(*self._before)
+            self._aim(self._before)
         return True
 
     def _arm_kill(self) -> None:
         assert self._kill is not None
         self._passes = self.board.passes(self._kill.step)
-        self.board.arm(*self._kill)
+        self._aim(self._kill)
+
+    def _aim(self, kill: Kill) -> None:
+        self._aimed = True
+        self.board.arm(*kill)
 
     def _end_kill(self) -> None:
         """Raise AssertionError if the step was not reached at all; late passes may not come."""
+        self.revive()
         self.board.disarm()
+        self._aimed = False
         self.revive()
         if self._kill is not None:
             made = 0 if self._passes is None else self.board.passes(self._kill.step) - self._passes
@@ -104,12 +112,21 @@ class Play:
     def revive(self) -> bool:
         """Start the victim again if it is gone, and once more if it dies of that; returns whether it was."""
         fallen = False
-        while not self._lost and self.victim.gone():
+        while self._fallen():
             assert not self.board.armed, f"{self.victim.name} ended, and not at its step"
             fallen = True
             self.recorder.crashed(self.victim)
             self.start()
         return fallen
+
+    def _fallen(self) -> bool:
+        if self._lost:
+            return False
+        if self._aimed and not self.board.armed:  # it dies in a moment, if it is not gone yet
+            self._aimed = False
+            wait_for(f"{self.victim.name} to be gone", self.victim.gone)
+            return True
+        return self.victim.gone()
 
     def start(self) -> None:
         """Start the victim, which may die of that."""

@@ -17,7 +17,7 @@ from tests.faults.topology import SETTINGS
 from tests.integration.harness import Site, reported
 
 # Room for what hosts write while a controller comes back.
-ROOMY: Final = replace(SETTINGS, journal_bytes="64MiB")
+ROOMY: Final = replace(SETTINGS, journal_bytes="256MiB")
 PASSES: Final = tuple(range(1, 9)) if EVERY else (1, 3)
 """Which passes are hit where one run takes many; elsewhere only the first, or with EVERY half of them."""
 SAMPLE: Final = (
