@@ -40,7 +40,8 @@ fuzz: ## Fuzz what comes from outside, a minute for each target (ARGS="--seconds
 	@deploy/setup test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: ## Kill real controllers at steps and calls, fill disks, cut links: HOURS (MINUTES=20 a part, EVERY=1 all)
+# Two idle cores take about 40 minutes. MINUTES=n: cases drawn with SEEDS, until the time is up. EVERY=1: every call; hours.
+faults: ## Kill real controllers at steps and calls, fill disks, cut links; an hour (MINUTES=20: a part)
 	@deploy/setup test
 	@REMOTECOPY_FAULTS=$(if $(EVERY),every,all) REMOTECOPY_FAULTS_MINUTES=$(MINUTES) \
 		REMOTECOPY_FAULTS_ORDER=$(if $(MINUTES),$(or $(SEEDS),$(shell date +%s))) \
