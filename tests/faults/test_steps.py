@@ -22,7 +22,7 @@ PASSES: Final = tuple(range(1, 9)) if EVERY else (1, 3)
 """Which passes are hit where one run takes many; elsewhere only the first, or with EVERY half of them."""
 SAMPLE: Final = (
     ("load", "C", "storage.catalogue:Catalogue.checkpoint"),
-    ("restart", "A", "storage.group:Group.end_recovery"),
+    ("restart", "A", "storage.recovery:end_recovery"),
     ("takeover-async", "A", "replication.takeover:Takeover._promote"),
     ("pairs", "B", "storage.journal:Journal.reset"),
 )
