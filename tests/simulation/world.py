@@ -201,7 +201,7 @@ class World:
 
     def run(self) -> Outcome:
         """Run the plan to its end."""
-        with small_pieces(self.plan):
+        with small_pieces(self.plan.frame_bytes):
             asyncio.set_event_loop(None)
             try:
                 self.loop.run_until_complete(self._run())
@@ -534,10 +534,9 @@ class World:
 
 
 @contextlib.contextmanager
-def small_pieces(plan: Plan) -> Iterator[None]:
+def small_pieces(size: int) -> Iterator[None]:
     """Let frames and segments be small enough that they fill, roll and are cut."""
     kept = (journal.PIECE_MAX, journal.READ_BATCH, journal.INDEX_STEP, journal_ranges.TAIL_BATCH, sender.FRAME_BYTES)
-    size = plan.frame_bytes
     journal.PIECE_MAX = 2 * max(size, MAX_WRITE) + MAX_WRITE + RECORD_ROOM  # type: ignore[misc]
     journal.READ_BATCH = journal.INDEX_STEP = journal_ranges.TAIL_BATCH = size  # type: ignore[misc]
     sender.FRAME_BYTES = size  # type: ignore[misc]
