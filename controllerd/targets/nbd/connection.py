@@ -142,7 +142,7 @@ class Session(asyncio.BufferedProtocol):
         machine.received(nbytes)
         self._run()
         if not machine.in_flight:
-            self._poll.served()
+            self._poll.served(self.visitor.number)
 
     def eof_received(self) -> bool:
         """The client sends nothing more; it still gets its answers (TLS cannot be half closed)."""
@@ -195,7 +195,7 @@ class Session(asyncio.BufferedProtocol):
             return
         self._send()
         if not self.machine.in_flight:
-            self._poll.served()
+            self._poll.served(self.visitor.number)
         if self._stop is Stop.PENDING:
             # Not at once: this may be called from inside another connection's commit.
             self._loop.call_soon(self._run)
