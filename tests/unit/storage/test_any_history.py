@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from controllerd.model.errors import NoSpace
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from controllerd.storage.volume import Volume
 from tests.simulation.disk import Loss, SimulatedDisk
 from tests.simulation.storage_machine import DATA, SimulatedCatalogue
