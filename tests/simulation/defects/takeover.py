@@ -90,7 +90,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
     Defect("hosts may write to a secondary", "I16", ("unit:tests/unit/storage/test_group_rules.py", "unit:tests/integration/test_transfer_states.py"), (
         Edit(_GROUP, "        if self.role is Role.SECONDARY:\n            return ReadOnly(f\"group {self.name} is a secondary",
              "        if self.role is None:\n            return ReadOnly(f\"group {self.name} is a secondary"),
-        Edit(_GROUP, "        if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != \"read-write\":\n"
+        Edit(_GROUP, "        if self.write_error is not None or self.role is not _PRIMARY or volume.access != \"read-write\":\n"
              "            raise self.refusal or ReadOnly(f\"volume {volume.name} is read-only\")\n        size = length",
              "        if self.write_error is not None or volume.access != \"read-write\":\n"
              "            raise self.refusal or ReadOnly(f\"volume {volume.name} is read-only\")\n        size = length"),
