@@ -122,6 +122,8 @@ class PairManager:
         self._kept_acks.restore(self._senders)
         for pair in self.secondaries.values():
             pair.prove_contact()
+            if not self._taking_over(pair.record.spec.domain):
+                pair.doubt()
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
         storage.guard = self.refuse_change
@@ -341,6 +343,7 @@ class PairManager:
         await self._detach(pair, farewell)
         if group.role is Role.SECONDARY:
             if record.spec.mode == "sync":
+                pair.end_doubt()
                 await group.make_durable()
                 while group.applied_seq < group.last_seq:
                     group.apply_through(group.applied_seq + 256)
@@ -427,6 +430,7 @@ class PairManager:
                     self._join_domain(secondary)
                 secondary.contact.applied(secondary.intake.applied_seq)
                 if not self._taking_over(secondary.record.spec.domain):
+                    secondary.doubt()
                     secondary.start()
         group.set_retention(RECOVERED, None)
 

@@ -59,7 +59,6 @@ from controllerd.storage.received import Applied, check_received, reserve, show
 from controllerd.storage.volume import Volume
 
 _WRITE: Final = int(Kind.WRITE)
-_TICK: Final = int(Kind.TICK)
 _HOST_TIME: Final = int(Flag.HOST_TIME)
 RECOVERED: Final = "recovered"
 """Consumer that stands for all consumers of the run before, until they say themselves what they have."""
@@ -362,12 +361,12 @@ class Group:
             self.on_pressure()  # regions that were zeroed whole come back with a checkpoint
         return sequence
 
-    def stage_tick(self, time: int) -> int:
-        """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
+    def stage_tick(self, time: int, kind: Kind = Kind.TICK) -> int:
+        """Stage a time tick or another silent record: nothing older than ``time`` (ns) will follow (spec §4.3)."""
         if self._iov_size + HEADER_SIZE > self.journal.room:
             raise self._no_room(HEADER_SIZE)
         self.ticks_written += 1
-        return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time))
+        return self._stage_record(kind, None, 0, 0, max(time, self.last_time))
 
     def stage_upstream(
         self, entries: Sequence[Entry], seals: Sequence[tuple[int, int]], arrivals: list[tuple[int, int, int]]
@@ -402,7 +401,7 @@ class Group:
                 volume = check_received(self, kind, key, offset, length)
                 if volume is not None:
                     reserve(volume, kind, offset, length)
-                if kind == _TICK:
+                if volume is None:
                     time = pass_on_tick(carried, now)
                     ticks += 1
                 else:

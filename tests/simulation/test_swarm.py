@@ -30,6 +30,7 @@ REGRESSIONS = (
     (2001784, Cut(frozenset({0, 1, 3, 6, 7}), steps=21), "half a plan was read when the other half failed"),
     (2003254, Cut(steps=0), "a limit was older than the base of the pair that it came through"),
     (3000119, Cut(), "numbers that one group had shown before a restart were waited for in others"),
+    (3000119, Cut(orders=frozenset({0, 100}), steps=24), "what a mirror got again after a power loss was shown late"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 
