@@ -381,9 +381,11 @@ class SecondaryPair:
         settings = self._context.settings
         backoff = Backoff(settings.backoff_min_s, settings.fence_backoff_max_s, self._context.rng)
         record = self.record
+        cut_seq = int(str(facts["cut_seq"]))
         order = Fence(
-            record.spec.identity, int(str(facts["generation"])), int(str(facts["cut_seq"])), str(facts["reason"])
-        )
+            record.spec.identity, int(str(facts["generation"])), cut_seq, record.incarnation_of(cut_seq),
+            str(facts["reason"]),
+        )  # fmt: skip
         while True:
             try:
                 answer = await ask(settings, record.peer, order.encode())
