@@ -43,7 +43,10 @@ Pending = tuple[int, int, int]
 """Write time, sequence number, kind of a record."""
 
 Doubt = tuple[int, float]
-"""(low, high): no cut lies above ``low`` and not above ``high``, which is infinite while SURE has not arrived."""
+"""(low, high): no cut lies above ``low`` and not above ``high``, the time of the last record that came again.
+
+Infinite while SURE has not arrived.
+"""
 
 _DOUBT: Final = int(Kind.DOUBT)
 _SURE: Final = int(Kind.SURE)
@@ -88,17 +91,25 @@ class _Group:
     promise_seq: int = 0
     promise_time: int = 0
     doubts: list[Doubt] = field(default_factory=list)
+    doubted_seq: int = 0
+    """Number of the DOUBT that no SURE has followed."""
 
-    def doubt(self, kind: int, before: int, time: int) -> None:
-        """A record DOUBT or SURE of ``time`` has arrived behind one of the time ``before``."""
+    def doubt(self, before: int) -> None:
+        """The newest record is a DOUBT or SURE; the one in front of it has the time ``before``."""
         doubts = self.doubts
+        _, seq, kind = self.records[-1]
         doubts[:] = [doubt for doubt in doubts if doubt[1] >= self.applied_time]
         if kind == _SURE:
-            # Without DOUBT, a crash came while all this was being applied.
+            # Without DOUBT a crash came while all this was being applied.
             low = doubts.pop()[0] if doubts and doubts[-1][1] == math.inf else self.applied_time
-            doubts.append((low, time))
+            later = itertools.takewhile(lambda record: record[1] > self.doubted_seq, reversed(self.records))
+            high = next((record[0] for record in later if record[2] not in SILENT_KINDS), None)
+            if high is not None:  # else nothing came again: nothing was lost
+                doubts.append((low, high))
+            self.doubted_seq = 0
         elif not doubts or doubts[-1][1] != math.inf:
             doubts.append((before, math.inf))
+            self.doubted_seq = seq
 
     def complete_time(self, doubts: list[Doubt]) -> int:
         """Return the time up to which nothing is missing; ``doubts``: those that count."""
@@ -160,27 +171,30 @@ class ApplyDomain:
         group = self._groups.get(name) or self._group(name)
         if seq != group.arrived_seq + 1 or time < group.arrived_time:
             raise self._out_of_order(name, group.arrived_seq, group.arrived_time, seq, time)
-        if kind >= _DOUBT:
-            group.doubt(kind, group.arrived_time, time)
+        before = group.arrived_time
         group.arrived_seq = seq
         group.arrived_time = time
         group.records.append((time, seq, kind))
+        if kind >= _DOUBT:
+            group.doubt(before)
 
     def arrive_many(self, name: str, records: Iterable[Pending]) -> None:
         """Take in (time, seq, kind) of many records; like ``arrive`` for each, and nothing at all if one is refused."""
         group = self._group(name)
         accepted = list(records)
         last_seq, last_time = group.arrived_seq, group.arrived_time
-        for time, seq, _ in accepted:
+        highest = 0
+        for time, seq, kind in accepted:
             if seq != last_seq + 1 or time < last_time:
                 raise self._out_of_order(name, last_seq, last_time, seq, time)
             last_seq = seq
             last_time = time
-        before = group.arrived_time
-        for time, _, kind in accepted:
-            if kind >= _DOUBT:
-                group.doubt(kind, before, time)
-            before = time
+            if kind > highest:
+                highest = kind
+        if highest >= _DOUBT:
+            for time, seq, kind in accepted:
+                self.arrive(name, seq, time, kind)
+            return
         group.arrived_seq = last_seq
         group.arrived_time = last_time
         group.records.extend(accepted)
@@ -212,6 +226,11 @@ class ApplyDomain:
         if len(self._groups) == 1:
             return []
         return [doubt for group in self._groups.values() for doubt in group.doubts if doubt[1] >= group.applied_time]
+
+    def doubt_waits_for(self, name: str) -> bool:
+        """Whether a later time of the group ``name`` is all that is needed to get past the doubts."""
+        highest = max((high for _, high in self._doubts()), default=math.inf)
+        return highest < math.inf and [n for n, group in self._groups.items() if group.settle() <= highest] == [name]
 
     def needed_number(self) -> int:
         """Sequence mode: the number that each group has to arrive at so that more is shown; 0 if nothing waits."""

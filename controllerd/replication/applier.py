@@ -266,6 +266,12 @@ class DomainApplier:
         found = [(self._plan.position(name).arrived_time, name) for name in self._members]
         return (min(found)[1], min(found)[0]) if found else None
 
+    def doubt_waits_for(self, name: str) -> bool:
+        """Whether a later write time of group ``name``, and nothing else, would let what was lost and came be shown."""
+        member = self._members.get(name)
+        fed = member is not None and member.group.durable_seq == member.group.last_seq
+        return fed and not self._frozen and self._plan.doubt_waits_for(name)
+
     def tick_wanted(self, name: str) -> bool:
         """Whether a later write time of group ``name`` would let something be shown."""
         member = self._members.get(name)

@@ -711,6 +711,13 @@ class PairManager:
             if upstream and group.recovered and group.name not in fed | held:
                 groups[group.name] = group
         self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
+        for secondary in self.secondaries.values():
+            # Its journal is full of what can be shown once a later time of it is here: the primary's finds no room.
+            sure = secondary.active and not secondary.record.in_doubt
+            if sure and secondary.stall and secondary.domain.doubt_waits_for(secondary.group.name):
+                time = self.context.storage.write_time.pass_on_tick(0, self.context.clock())
+                with contextlib.suppress(RemoteCopyError):
+                    self._journal_tick(secondary.group, time)
 
     def _journal_tick(self, group: GroupPort, time: int) -> None:
         for secondary in self.secondaries.values():

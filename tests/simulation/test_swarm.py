@@ -31,6 +31,12 @@ REGRESSIONS = (
     (2003254, Cut(steps=0), "a limit was older than the base of the pair that it came through"),
     (3000119, Cut(), "numbers that one group had shown before a restart were waited for in others"),
     (3000119, Cut(orders=frozenset({0, 100}), steps=24), "what a mirror got again after a power loss was shown late"),
+    (11000017, Cut(), "a mirror in doubt dropped what it surely had, and the next site went on with the old journal"),
+    (
+        11000084,
+        Cut(orders=frozenset({0}), steps=0),
+        "an empty journal was not found after a start that could not write",
+    ),
     (
         10001894,
         Cut(frozenset({1, 2, 3}), steps=8),

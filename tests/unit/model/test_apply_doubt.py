@@ -142,9 +142,11 @@ def test_number_that_is_needed_lets_the_rest_be_shown(order: Order) -> None:
     assert domain.plan(10) == [("a", 1), ("b", 1)]
     domain.confirm()
     assert domain.plan(10) == []
-    assert domain.needed_number() == 12
+    assert domain.needed_number() == 11
+    assert domain.doubt_waits_for("a")
+    assert not domain.doubt_waits_for("b")
     domain.arrive("a", 3, 13, Kind.TICK)
     assert {name for name, _ in domain.plan(1)} == {"a", "b"}
     domain.confirm()
     assert domain.position("a").applied_seq >= 2
-    assert domain.position("b").applied_seq == 4
+    assert domain.position("b").applied_seq >= 3
