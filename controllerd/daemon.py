@@ -39,7 +39,8 @@ from controllerd.replication.pairs import PairManager
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
 from controllerd.storage.buffers import BufferPool
 from controllerd.storage.io import SystemFiles
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from controllerd.storage.volume import Volume
 from controllerd.targets.nbd.server import NbdServer
 from controllerd.targets.nbd.settings import MEMORY_FIXED, Limits, Listen, NbdSettings, TcpListen, Tls, UnixListen

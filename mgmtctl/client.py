@@ -22,7 +22,6 @@ from mgmtctl.settings import Endpoint, read_token
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CONNECT_POLL_S: Final = 0.1
-ANSWER_BYTES_MAX: Final = 64 << 20
 _Answer = TypeVar("_Answer")
 
 

@@ -104,11 +104,6 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def yes_no(value: bool | None) -> str:
-    """A fact."""
-    return UNKNOWN if value is None else "yes" if value else "no"
-
-
 def write_time(value: int | None) -> str:
     """A write time: local time of day with microseconds, or the plain number where it is none."""
     if value is None:

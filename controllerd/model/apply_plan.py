@@ -152,15 +152,6 @@ class ApplyDomain:
             raise Conflict(f"group {name} is already in the apply domain", group=name)
         self._groups[name] = _Group(applied_seq, applied_time, applied_seq, applied_time)
 
-    def remove_group(self, name: str) -> None:
-        """Remove a group; it no longer holds the others back. What was pending is forgotten.
-
-        In sequence mode its numbers will be missing for ever: begin a new domain at a known number.
-        """
-        self._group(name)
-        del self._groups[name]
-        self._outstanding = [step for step in self._outstanding if step[0] != name]
-
     def arrive(self, name: str, seq: int, time: int, kind: int = Kind.WRITE) -> None:
         """Take in the next record of a group (ticks too), in sequence order without gaps.
 

@@ -1,7 +1,8 @@
-"""Pairs of this controller: orders, start-up, and everything that runs in the background.
+"""Pairs of this controller: making and deleting them, start-up and stop.
 
-Owns: which pairs and apply domains there are, the orders on them, the transfer port, and
-the one timer that ticks, heartbeats and time limits share.
+Owns: the orders on pairs, what a group's failure and recovery mean for its pairs, and the transfer port.
+Its parts do the rest (takeover_orders.py, timer.py, pair_events.py, requests.py, overview.py,
+kept_pairs.py), all over one register of pairs.
 Never: moves data; the two sides of a pair (primary.py, secondary.py) do.
 
 Both sides of a pair are created by the same order with the same `PairSpec`, first at the
@@ -13,39 +14,38 @@ Source: spec §7; architecture §6; invariants I13-I16, I19, I20.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from controllerd.model.errors import Conflict, NotFound, RemoteCopyError
+from controllerd.model.errors import Conflict, RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.checks import check_create
-from controllerd.replication.contact import Contact, KeptContacts
 from controllerd.replication.context import Context
 from controllerd.replication.farewells import Farewells
-from controllerd.replication.frames import Frame, FrameError, FrameType
-from controllerd.replication.intake import SyncIntake
-from controllerd.replication.kept import Keepable, KeptFigures
-from controllerd.replication.links import Acceptor, Link
-from controllerd.replication.messages import Farewell, Fence, Notice, Pull, Refuse, RefuseCode
+from controllerd.replication.kept_pairs import KeptPairs
+from controllerd.replication.links import Acceptor
+from controllerd.replication.messages import Notice
+from controllerd.replication.overview import Overview
+from controllerd.replication.pair_events import PairEvents
 from controllerd.replication.pair_record import TABLE, PairRecord, PairSpec, read_record
-from controllerd.replication.ports import GroupPort, Report
+from controllerd.replication.ports import Report
 from controllerd.replication.primary import PrimaryPair
+from controllerd.replication.register import PairRegister
+from controllerd.replication.requests import Requests
 from controllerd.replication.secondary import SecondaryPair
-from controllerd.replication.sender import Sender, Source
 from controllerd.replication.settings import ReplicationSettings
-from controllerd.replication.status import PairStatus, find_holder, primary_status, secondary_status
+from controllerd.replication.status import PairStatus
 from controllerd.replication.takeover import TABLE as TAKEOVERS
-from controllerd.replication.takeover import Takeover, TakeoverReport, is_undecided, refuse_during_takeover
-from controllerd.replication.ticker import Ticker
-from controllerd.storage.group import RECOVERED, Group
+from controllerd.replication.takeover_orders import TakeoverOrders
+from controllerd.replication.timer import PairTimer
+from controllerd.storage.group import Group
+from controllerd.storage.retention import RECOVERED
 from controllerd.storage.system import StorageSystem
 
 RUN_FACT: Final = "replication-boot"
-ACKS_FACT: Final = "replication-acks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,6 @@ class Forgotten:
 
     volumes: list[str]
     pairs: list[tuple[PairRecord, bool]]
-
-
-_REQUESTS: Final[dict[int, Callable[[memoryview], Pull | Fence | Farewell]]] = {
-    FrameType.PULL: Pull.decode_untrusted,
-    FrameType.FENCE: Fence.decode_untrusted,
-    FrameType.FAREWELL: Farewell.decode_untrusted,
-}
-"""What a connection may ask for first, and how it is read."""
 
 
 class PairManager:
@@ -77,16 +69,18 @@ class PairManager:
         report: Report,
     ) -> None:
         self.context = Context(settings, storage, clock, rng, report)
-        self.primaries: dict[str, PrimaryPair] = {}
-        self.secondaries: dict[str, SecondaryPair] = {}
-        self.domains: dict[str, DomainApplier] = {}
-        self._acceptor = Acceptor(settings, self._request, self._unproved)
-        self._ticker = Ticker(storage.write_time, clock, self._journal_tick)
-        self._timer: asyncio.Task[None] | None = None
+        self._pairs = pairs = PairRegister()
+        self.primaries, self.secondaries, self.domains = pairs.primaries, pairs.secondaries, pairs.domains
+        requests = Requests(pairs, report)
+        self._acceptor = Acceptor(settings, requests.request, requests.unproved)
         self._orders = asyncio.Lock()
-        run_blocking = storage.checkpointer.run_blocking
-        self._kept_contacts = KeptContacts(storage.catalogue, run_blocking, report)
-        self._kept_acks = KeptFigures(storage.catalogue, ACKS_FACT, run_blocking, report)
+        self._overview = overview = Overview(pairs)
+        self.status, self.specs, self.peer_link = overview.status, overview.specs, overview.peer_link
+        self._takeovers = takeovers = TakeoverOrders(self.context, pairs, self._orders)
+        self.preview, self.takeover = takeovers.preview, takeovers.run
+        self._events = PairEvents(self.context, pairs)
+        self._kept = KeptPairs(self.context, pairs)
+        self._timer = PairTimer(self.context, pairs, overview, self._kept)
         self._farewells = Farewells(self.context)
 
     # ---- life ----------------------------------------------------------------------
@@ -118,11 +112,10 @@ class PairManager:
             else:
                 self._add_secondary(record, group)
         storage.catalogue.put_fact(RUN_FACT, settings.boot)
-        self._kept_contacts.restore(self._contacts)
-        self._kept_acks.restore(self._senders)
+        self._kept.restore()
         for pair in self.secondaries.values():
             pair.prove_contact()
-            if not self._taking_over(pair.record.spec.domain):
+            if not self._takeovers.under_way(pair.record.spec.domain):
                 pair.doubt()
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
@@ -141,19 +134,16 @@ class PairManager:
                     await self._prepare_secondary(pair)
             elif pair.record.state is not PairState.SSWS:
                 self._join_domain(pair)
-        for name, document in self.context.storage.catalogue.get_documents(TAKEOVERS).items():
-            if is_undecided(document) and name in self.domains:
-                self.domains[name].freeze()
-                await self._finish_takeover(name)
+        await self._takeovers.finish()
         for domain in self.domains.values():
             await domain.settle()
         await self._acceptor.start()
         self._farewells.start()
         for pair in self.secondaries.values():
             pair.contact.applied(pair.intake.applied_seq)
-            if not self._taking_over(pair.record.spec.domain):
+            if not self._takeovers.under_way(pair.record.spec.domain):
                 pair.start()
-        self._timer = asyncio.get_running_loop().create_task(self._run_timer(), name="replication timer")
+        self._timer.start()
 
     @staticmethod
     def _join_domain(pair: SecondaryPair) -> None:
@@ -162,24 +152,10 @@ class PairManager:
         except RemoteCopyError as error:
             pair.suspend(PairEvent.FAIL, str(error))
 
-    async def _finish_takeover(self, domain: str) -> None:
-        try:
-            await self._takeover(domain).run()
-        except RemoteCopyError as error:
-            # It stays decided: nothing is pulled, and ordering it again goes on with it.
-            self.context.report("takeover-unfinished", {"domain": domain, "error": str(error)})
-
     async def stop(self) -> None:
         """Close every connection; pairs go on by themselves after the next start."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await timer
-        for kept, items in self._kept():
-            await kept.settle()
-            with contextlib.suppress(RemoteCopyError):  # what is not kept makes what is known older, never newer
-                kept.keep_now(items, asyncio.get_running_loop().time())
+        await self._timer.stop()
+        await self._kept.finish()
         await self._farewells.stop()
         for domain in self.domains.values():
             domain.freeze()
@@ -198,10 +174,11 @@ class PairManager:
     def _add_primary(self, record: PairRecord, group: Group) -> PrimaryPair:
         pair = PrimaryPair(
             record, group, self.context,
-            source=lambda: self._source(group), on_sync_loss=self._on_sync_loss, on_fenced=self._on_fenced,
+            source=lambda: self._events.source(group), on_sync_loss=self._events.sync_lost,
+            on_fenced=self._events.fenced,
         )  # fmt: skip
         self.primaries[record.spec.identity] = pair
-        group.on_overflow = lambda: self._on_overflow(group)
+        group.on_overflow = lambda: self._events.overflow(group)
         return pair
 
     def _add_secondary(self, record: PairRecord, group: Group) -> SecondaryPair:
@@ -216,7 +193,7 @@ class PairManager:
                 clock=self.context.clock,
             )
         pair = SecondaryPair(record, group, domain, self.context)
-        pair.contact.on_limit = self._keep_limits
+        pair.contact.on_limit = self._kept.keep_limits
         self.secondaries[record.spec.identity] = pair
         return pair
 
@@ -232,17 +209,17 @@ class PairManager:
             Busy: a takeover of the domain is under way.
         """
         async with self._orders:
-            pair = self._find(spec.identity)
+            pair = self._pairs.find(spec.identity)
             if pair is not None:
                 if pair.record.spec != spec or pair.record.role is not role:
                     raise Conflict(f"pair {spec.identity} exists with other parameters; delete it first")
-                return self._status(pair)
-            group = check_create(self.context, role, spec, self._records())
+                return self._overview.status_of(pair)
+            group = check_create(self.context, role, spec, self._pairs.records())
             if role is Role.SECONDARY:
-                self._check_takeover(spec.domain)
+                self._takeovers.check(spec.domain)
                 await self._farewells.withdraw(spec.identity)
-                return self._status(await self._create_secondary(spec, group))
-            return self._status(await self._create_primary(spec, group))
+                return self._overview.status_of(await self._create_secondary(spec, group))
+            return self._overview.status_of(await self._create_primary(spec, group))
 
     async def _create_secondary(self, spec: PairSpec, group: Group) -> SecondaryPair:
         now = self.context.clock()
@@ -295,9 +272,9 @@ class PairManager:
             BadOrder: not possible in its state.
         """
         async with self._orders:
-            pair = self._pair(pair_id)
+            pair = self._pairs.get(pair_id)
             pair.suspend(PairEvent.SPLIT, reason)
-            return self._status(pair)
+            return self._overview.status_of(pair)
 
     async def delete(self, pair_id: str, *, force: bool = False) -> None:
         """Delete this controller's side. The other side is told, and deletes its own by the same order there.
@@ -311,7 +288,7 @@ class PairManager:
             Busy: a takeover of the domain is under way.
         """
         async with self._orders:
-            pair = self._pair(pair_id)
+            pair = self._pairs.get(pair_id)
             record = pair.record
             connected = pair.sender.connected if isinstance(pair, PrimaryPair) else pair.receiver.connected
             if not (force or connected or record.peer_deleted or record.state is PairState.SSWS):
@@ -323,7 +300,7 @@ class PairManager:
             if isinstance(pair, PrimaryPair):
                 self._delete_primary(pair, farewell)
             else:
-                self._check_takeover(record.spec.domain)
+                self._takeovers.check(record.spec.domain)
                 if not (connected or record.peer_deleted or record.state is PairState.SSWS):
                     self._farewells.add(record, f"deleted at {self.context.settings.controller}")
                 await self._delete_secondary(pair, farewell)
@@ -429,61 +406,10 @@ class PairManager:
                 if secondary.record.state is not PairState.SSWS:
                     self._join_domain(secondary)
                 secondary.contact.applied(secondary.intake.applied_seq)
-                if not self._taking_over(secondary.record.spec.domain):
+                if not self._takeovers.under_way(secondary.record.spec.domain):
                     secondary.doubt()
                     secondary.start()
         group.set_retention(RECOVERED, None)
-
-    def preview(self, domain: str = "default") -> TakeoverReport:
-        """Say what a takeover of ``domain`` would give now, and what would be missing. Changes nothing.
-
-        Raises:
-            NotFound: the domain has no secondary group here.
-        """
-        return self._takeover(domain).preview()
-
-    async def takeover(self, domain: str = "default") -> TakeoverReport:
-        """Take over ``domain``: its volumes are writable on return, at one consistent cut (spec §7.6).
-
-        May be repeated after any failure or crash; a finished takeover gives its report again.
-
-        Raises:
-            NotFound: the domain has no secondary group here.
-            BadOrder: a pair is in a state that does not allow it.
-            Conflict: the copy of a group was taken over itself, at a site further on: hosts write there.
-            StorageError: what arrived cannot be made durable or visible; repeat when it can.
-        """
-        async with self._orders:
-            takeover = self._takeover(domain)
-            self._check_further_on(domain)
-            return await takeover.run()
-
-    def _check_further_on(self, domain: str) -> None:
-        """Refuse to take over a group that has been fenced: its volumes could not be written (I16)."""
-        groups = {pair.group.name for pair in self.secondaries.values() if pair.record.spec.domain == domain}
-        for primary in self.primaries.values():
-            record = primary.record
-            if record.group in groups and record.state is PairState.SSWS:
-                raise Conflict(
-                    f"group {record.group}: {record.reason}; hosts write at {record.peer} now. To write here all the"
-                    f" same, delete pair {record.spec.identity} here first",
-                    group=record.group,
-                )
-
-    def _takeover(self, name: str) -> Takeover:
-        domain = self.domains.get(name)
-        if domain is None:
-            known = ", ".join(sorted(self.domains)) or "none"
-            raise NotFound(f"no apply domain named {name} here (there are: {known})", domain=name)
-        pairs = [pair for pair in self.secondaries.values() if pair.domain is domain]
-        return Takeover(domain, pairs, self.context)
-
-    def _taking_over(self, domain: str) -> bool:
-        document = self.context.storage.catalogue.get_documents(TAKEOVERS).get(domain)
-        return document is not None and is_undecided(document)
-
-    def _check_takeover(self, domain: str) -> None:
-        refuse_during_takeover(self.context.storage.catalogue.get_documents(TAKEOVERS).get(domain), domain)
 
     def refuse_change(self, group: Group, what: str) -> None:
         """Refuse a change of a group's volumes while it is in a pair (storage calls this first).
@@ -491,241 +417,8 @@ class PairManager:
         Raises:
             Conflict: it is in one.
         """
-        for record in self._records():
+        for record in self._pairs.records():
             if record.group == group.name and not (record.role is Role.SECONDARY and record.state is PairState.SSWS):
                 raise Conflict(
                     f"cannot {what}: group {group.name} is in pair {record.spec.identity}; delete that first"
                 )
-
-    # ---- what is asked for ---------------------------------------------------------------
-
-    def status(self) -> list[PairStatus]:
-        """Where every pair stands, by group."""
-        pairs: list[PrimaryPair | SecondaryPair] = [*self.primaries.values(), *self.secondaries.values()]
-        return [self._status(pair) for pair in sorted(pairs, key=lambda pair: (pair.record.group, pair.record.role))]
-
-    def specs(self) -> list[tuple[Role, PairSpec]]:
-        """The orders that made the pairs, with this controller's side."""
-        return [(record.role, record.spec) for record in self._records()]
-
-    def _status(self, pair: PrimaryPair | SecondaryPair) -> PairStatus:
-        if isinstance(pair, PrimaryPair):
-            return primary_status(pair)
-        return secondary_status(pair, self._by_group(pair.domain))
-
-    def _by_group(self, domain: DomainApplier) -> dict[str, SecondaryPair]:
-        return {pair.group.name: pair for pair in self.secondaries.values() if pair.domain is domain}
-
-    def _held(self, pair: SecondaryPair) -> str:
-        """What holds the line of the pair's domain, as an ACK says it."""
-        by_group = self._by_group(pair.domain)
-        held = find_holder(pair.domain, by_group, {name: other.why_unheard() for name, other in by_group.items()})
-        return "" if held is None else f"{held.group}\n{held.why}"
-
-    def peer_link(self, name: str) -> tuple[bool | None, str]:
-        """Whether records can travel to or from a peer, and why not; None: no connection is wanted."""
-        primaries = [pair for pair in self.primaries.values() if pair.record.peer == name]
-        secondaries = [pair for pair in self.secondaries.values() if pair.record.peer == name]
-        if any(pair.sender.connected for pair in primaries) or any(pair.receiver.connected for pair in secondaries):
-            return True, ""
-        waiting = [f"waiting for {name} to connect ({pair.sender.reason})" for pair in primaries if pair.active]
-        waiting += [pair.receiver.reason for pair in secondaries if pair.active]
-        if waiting:
-            return False, waiting[0]
-        pairs: list[PrimaryPair | SecondaryPair] = [*primaries, *secondaries]
-        states = [f"pair {pair.record.spec.identity} is {pair.record.state.value}" for pair in pairs]
-        return None, f"no connection wanted: {', '.join(states)}" if states else ""
-
-    @property
-    def _contacts(self) -> dict[str, Contact]:
-        return {identity: pair.contact for identity, pair in self.secondaries.items()}
-
-    @property
-    def _senders(self) -> dict[str, Sender]:
-        return {identity: pair.sender for identity, pair in self.primaries.items()}
-
-    def _kept(self) -> list[tuple[KeptFigures, Mapping[str, Keepable]]]:
-        """What is kept of those pairs that there are."""
-        both: list[tuple[KeptFigures, Mapping[str, Keepable]]] = [
-            (self._kept_contacts, self._contacts),
-            (self._kept_acks, self._senders),
-        ]
-        return [(kept, items) for kept, items in both if items]
-
-    def _keep_limits(self) -> None:
-        self._kept_contacts.keep_limits(self._contacts, asyncio.get_running_loop().time())
-
-    def _source(self, group: Group) -> Source:
-        """How old the content of ``group`` is, if it is the secondary of another pair."""
-        found = [pair.source() for pair in self.secondaries.values() if pair.group is group]
-        return found[0] if found else Source()
-
-    def _say_how_old(self, group: GroupPort) -> None:
-        for pair in self.primaries.values():
-            if pair.group is group:
-                pair.sender.heartbeat()
-
-    def _records(self) -> list[PairRecord]:
-        primaries = [pair.record for pair in self.primaries.values()]
-        return primaries + [pair.record for pair in self.secondaries.values()]
-
-    def _find(self, pair_id: str) -> PrimaryPair | SecondaryPair | None:
-        return self.primaries.get(pair_id) or self.secondaries.get(pair_id)
-
-    def _pair(self, pair_id: str) -> PrimaryPair | SecondaryPair:
-        pair = self._find(pair_id)
-        if pair is None:
-            raise NotFound(f"no pair {pair_id} here", pair=pair_id)
-        return pair
-
-    # ---- events ----------------------------------------------------------------------------
-
-    def _request(self, link: Link, frame: Frame) -> None:
-        """First frame of an authenticated connection."""
-        decode = _REQUESTS.get(frame.type)
-        if decode is None:
-            raise FrameError(f"frame type {frame.type} where PULL, FENCE or FAREWELL has to come")
-        request = decode(frame.payload)
-        pair = self.primaries.get(request.pair)
-        if pair is None:
-            link.send(Refuse(RefuseCode.UNKNOWN_PAIR, f"no pair {request.pair} here", "", 0).encode())
-            link.close("unknown pair")
-        elif isinstance(request, Pull):
-            pair.pull(link, request)
-        elif isinstance(request, Fence):
-            pair.fence(link, request)
-        else:
-            pair.farewell(link, request)
-
-    def _unproved(self, address: str, claimed: str, reason: str) -> None:
-        """Somebody who says it is controller ``claimed`` did not prove it."""
-        self.context.report("peer-refused", {"address": address, "claims": claimed, "reason": reason})
-        for pair in self.primaries.values():
-            if pair.record.peer == claimed and not pair.sender.connected:
-                pair.sender.reason = f"refused at {address}: {reason}"
-
-    def _on_sync_loss(self, lost: PrimaryPair, reason: str) -> None:
-        """The synchronous peer of one pair does not answer: all pairs of its domain go on, or stop, together.
-
-        So the image at the peer is frozen at one moment over all groups (rolling disaster).
-        """
-        spec = lost.record.spec
-        facts: dict[str, object] = {"pair": spec.identity, "domain": spec.domain, "policy": spec.on_sync_loss}
-        self.context.report("sync-lost", {**facts, "reason": reason})
-        if spec.on_sync_loss == "block":
-            return
-        affected = [
-            pair
-            for pair in self.primaries.values()
-            if pair.record.spec.mode == "sync"
-            and pair.record.spec.domain == spec.domain
-            and pair.record.peer == lost.record.peer
-        ]
-        why = f"{reason} (pair {spec.identity})"
-        # All are durable before the first write is acknowledged without the mirror (I3).
-        active = [pair for pair in affected if pair.active]
-        for pair in active:
-            pair.mark_suspended(PairEvent.FAIL, why)
-        for pair in affected:
-            pair.finish_suspend(PairEvent.FAIL, why)
-
-    def _on_fenced(self, fenced: PrimaryPair, reason: str) -> None:
-        """The last site of a cascade was taken over: the first one must not take writes either (I16)."""
-        for pair in self.secondaries.values():
-            if pair.group is fenced.group and pair.record.state is not PairState.SSWS:
-                pair.record.fence = {
-                    "generation": fenced.group.generation, "cut_seq": pair.intake.received_seq, "reason": reason,
-                }  # fmt: skip
-                pair.record.diverged = {"cut_seq": pair.intake.received_seq, "last_seq": pair.intake.received_seq}
-                self.context.save(pair.record)
-                if pair.active:
-                    pair.suspend(PairEvent.FAIL, reason)
-                pair.start_fencing()
-
-    def _on_overflow(self, group: Group) -> None:
-        now_s = asyncio.get_running_loop().time()
-        pairs = [pair for pair in self.primaries.values() if pair.group is group]
-        if pairs:
-            min(pairs, key=lambda pair: pair.sender.ack.durable if pair.active else -1).overflow(now_s)
-
-    # ---- timer --------------------------------------------------------------------------------
-
-    async def _run_timer(self) -> None:
-        settings = self.context.settings
-        loop = asyncio.get_running_loop()
-        next_beat_s = 0.0
-        while True:
-            await asyncio.sleep(settings.tick_interval_s)
-            now_s = loop.time()
-            beat = now_s >= next_beat_s
-            if beat:
-                next_beat_s = now_s + settings.heartbeat_interval_s
-            try:
-                self._turn(now_s, beat)
-            except Exception as error:
-                # The timer holds up every pair; what went wrong with one is tried again at the next turn.
-                self.context.report("replication-timer-error", {"error": repr(error)})
-
-    def _turn(self, now_s: float, beat: bool) -> None:
-        self._tick()
-        for primary in list(self.primaries.values()):
-            primary.check(now_s)
-            if beat:
-                primary.sender.heartbeat()
-        if beat:
-            for secondary in list(self.secondaries.values()):
-                secondary.receiver.heartbeat(now_s, self._held(secondary))
-                secondary.ask_again(now_s)
-            for kept, items in self._kept():
-                kept.keep(items, now_s)
-
-    def _tick(self) -> None:
-        # Groups that get ticks from upstream, or must get nothing because a takeover has decided their cut.
-        fed = {
-            pair.group.name
-            for pair in self.secondaries.values()
-            if pair.receiver.connected or (pair.domain.frozen and pair.record.state is not PairState.SSWS)
-        }
-        # The primary of a suspended pair takes writes that never come here: what other groups get may depend on them.
-        # So may it on what this site has lost with its power.
-        held = {
-            pair.group.name
-            for pair in self.secondaries.values()
-            if (not pair.active or pair.record.in_doubt) and pair.record.state is not PairState.SSWS
-        }
-        groups: dict[str, GroupPort] = {}
-        wanted: set[str] = set()
-        for primary in self.primaries.values():
-            group = primary.group
-            if primary.active and primary.sender.connected:
-                if group.name not in fed | held:
-                    groups[group.name] = group
-                if primary.sender.tick_wanted:
-                    wanted.add(group.name)
-        for secondary in self.secondaries.values():
-            secondary.downstream_waits = secondary.group.name in wanted
-            # Upstream is down: this side promises that nothing older follows, so that what is here can be shown.
-            record, group = secondary.record, secondary.group
-            upstream = record.spec.mode == "sync" and record.state is not PairState.SSWS and record.generation
-            # A group that is not recovered has old numbers: they must not say what is known here, and it takes no tick.
-            if upstream and group.recovered and group.name not in fed | held:
-                groups[group.name] = group
-        self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
-        for secondary in self.secondaries.values():
-            # Its journal is full of what can be shown once a later time of it is here: the primary's finds no room.
-            sure = secondary.active and not secondary.record.in_doubt
-            if sure and secondary.stall and secondary.domain.doubt_waits_for(secondary.group.name):
-                time = self.context.storage.write_time.pass_on_tick(0, self.context.clock())
-                with contextlib.suppress(RemoteCopyError):
-                    self._journal_tick(secondary.group, time)
-
-    def _journal_tick(self, group: GroupPort, time: int) -> None:
-        for secondary in self.secondaries.values():
-            intake = secondary.intake
-            if secondary.group is group and group.role is Role.SECONDARY and isinstance(intake, SyncIntake):
-                if secondary.drift():
-                    self._say_how_old(group)  # before the tick is sent to anybody
-                intake.local_tick(time)
-                return
-        group.stage_tick(time)
-        group.commit()

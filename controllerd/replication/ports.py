@@ -1,8 +1,8 @@
 """What the transfer path needs of a volume group.
 
 Owns: the list of operations on groups that the transfer path and the apply loop use, so
-that they can be tested without disks. Pair orders use storage/system.py itself.
-Never: implements any; storage/group.py does.
+that they can be tested without disks. Pair orders use the storage system itself.
+Never: implements any; storage/group.py and its parts do.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class JournalPort(Protocol):
 
 
 class GroupPort(Protocol):
-    """A volume group; storage/group.py says what each member does."""
+    """A volume group; storage/group.py and its parts say what each member does."""
 
     on_commit: list[Callable[[], None]]
     on_overflow: Callable[[], None] | None

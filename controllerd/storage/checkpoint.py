@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from controllerd.model.errors import RemoteCopyError
 from controllerd.storage.background import Background
 from controllerd.storage.catalogue import Catalogue
+from controllerd.storage.group_facts import group_document
 from controllerd.storage.pools import Pool
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Checkpointer:
                 if change is not None:
                     marks.update({group.name: group.destaged_mark for group in change()})
                 kept = [group for group in groups if group.name not in behind]
-                documents = [("group", group.name, group.document(marks[group.name])) for group in kept]
+                documents = [("group", group.name, group_document(group, marks[group.name])) for group in kept]
                 entries = [page for volume, found in pages.items() if volume.group in kept for page in found]
                 await self.run_blocking(self._catalogue.checkpoint, entries, documents)
             except BaseException:

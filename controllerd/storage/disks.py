@@ -14,7 +14,7 @@ import errno
 import os
 from typing import Final
 
-from controllerd.model.errors import BadOrder, Conflict, NoSpace
+from controllerd.model.errors import BadOrder, Conflict, DiskFailed, NoSpace
 from controllerd.storage.io import AbsentFile, File, Files
 from controllerd.storage.pools import Disk
 
@@ -118,3 +118,13 @@ def _check_place(files: Files, name: str, path: str, data_directory: str, *, exi
         raise BadOrder(f"disk {name}: directory {directory} does not exist; make or mount it first")
     if real.startswith(own) and real[len(own) :].startswith(_OWN):
         raise Conflict(f"disk {name}: {path} is the controller's own: its data directory holds more than disks")
+
+
+def check_works(disk: Disk) -> None:
+    """Refuse a disk that failed.
+
+    Raises:
+        DiskFailed: it has.
+    """
+    if disk.failed is not None:
+        raise DiskFailed(disk.failed, disk=disk.name)

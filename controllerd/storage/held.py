@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from controllerd.model.errors import Conflict, DiskFailed, RemoteCopyError
 from controllerd.storage.disks import absence, open_disk
 from controllerd.storage.group import Group
+from controllerd.storage.group_facts import group_document
 from controllerd.storage.io import Files
 from controllerd.storage.pools import Pool
+from controllerd.storage.recovery import begin_again
 
 if TYPE_CHECKING:
     from controllerd.storage.system import StorageSystem
@@ -122,11 +124,11 @@ class HeldGroups:
                 )
             for pool in {volume.pool for volume in group.volumes.values()}:
                 await self._reopen(pool)
-            group.begin_again()
+            begin_again(group)
             redone = await system.recover(group)
             if redone is None:
                 raise group.read_error
-            system.catalogue.put_document("group", name, group.document())
+            system.catalogue.put_document("group", name, group_document(group))
             # Nothing may come between: whoever needs the journal says so before a write can free it.
             group.let_go()
             system.on_recovered(group)

@@ -1,8 +1,9 @@
 """Group journal: an append-only log in preallocated, recycled segments.
 
-Owns: the append order, the durable position, which segments are kept, and reading
-ranges of records back for peers.
-Never: assigns sequence numbers, talks to peers, or syncs again after a sync failed.
+Owns: the append order, the durable position, which segments are kept, and where in them
+a record is.
+Never: assigns sequence numbers, talks to peers, syncs again after a sync failed, or makes
+files (segment_files.py does).
 
 An append is in the page cache when it returns; it is durable when a sync that began
 after it has ended. Segments come back for reuse when the checkpoint and every
@@ -14,21 +15,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from typing_extensions import Buffer
 
-from controllerd.model.errors import Corrupt, DiskFailed, JournalFailed, Trimmed, WouldBlock
-from controllerd.model.records import HEADER_SIZE, MAX_DATA, Kind, Record, RecordError, decode_untrusted
+from controllerd.model.errors import DiskFailed, JournalFailed, Trimmed, WouldBlock
+from controllerd.model.records import HEADER_SIZE, MAX_DATA, Record, decode_untrusted
 from controllerd.storage.io import CALL_BYTES, IOV_MAX, ZEROES, File, Files
 from controllerd.storage.journal_format import DATA_START, SegmentHeader
+from controllerd.storage.journal_ranges import TAIL_BATCH, JournalRange, JournalTail, cut_range
+from controllerd.storage.segment_files import SegmentFiles
 
 INDEX_STEP: Final = 256 << 10
 WRITE_AHEAD: Final = 1 << 20
 """Zeros written in one go in front of the records, where a segment was never written before."""
-TAIL_BATCH: Final = 1 << 20
+READ_BATCH: Final = 1 << 20
+"""So many bytes of records are read back at once to be made visible."""
 PIECE_MAX: Final = TAIL_BATCH + MAX_DATA + 3 * HEADER_SIZE
 """Longest run of records that is appended in one piece; so much of a segment may stay unused at its end."""
 
@@ -59,16 +63,6 @@ class Segment:
             positions.append(position)
 
 
-@dataclass(frozen=True, slots=True)
-class JournalRange:
-    """Whole records ``first`` to ``last`` as they are on disk, ``nbytes`` together."""
-
-    first: int
-    last: int
-    buffers: Sequence[Buffer]
-    nbytes: int
-
-
 class Journal:
     """The journal of one group, in ``directory``.
 
@@ -88,30 +82,22 @@ class Journal:
         segments_max: int,
         tail_bytes: int,
     ) -> None:
-        self._files = files
         self.directory = directory
         self.group_id = group_id
         self.segment_bytes = segment_bytes
         self.segments_max = max(2, segments_max)
-        self._tail_limit = tail_bytes
         self.chain: deque[Segment] = deque()
-        self.spares: list[File] = []
-        self._written: dict[str, int] = {}
-        """By path: up to where the file of a spare was written before."""
-        self._file_count = 0
-        self._being_made: list[str] = []
-        """Paths of spares that were counted and are not there yet."""
-        self.closed = False
+        self.segment_files = SegmentFiles(files, directory, segment_bytes=segment_bytes, count_max=self.segments_max)
+        self.spares = self.segment_files.spares
         self.last = 0
         self.durable = 0
         self.failed: JournalFailed | None = None
         self._unsynced: list[Segment] = []
         self._retired: list[Segment] = []
         self._resets = 0
-        self._tail: deque[JournalRange] = deque()
-        self._tail_by_first: dict[int, JournalRange] = {}
-        self._tail_size = 0
         self.keep_tail = False
+        tail = self._tail = JournalTail(tail_bytes)
+        self._keep, self._keep_range, self.trim_tail = tail.keep, tail.keep_range, tail.trim
         self.next_ordinal = 1
         self.incarnation = 1
         """The group's present run, for segment headers."""
@@ -123,29 +109,9 @@ class Journal:
     def adopt(self, chain: list[Segment], spares: list[File], last: int, next_ordinal: int) -> None:
         """Take what recovery found; everything in ``chain`` is durable."""
         self.chain.extend(chain)
-        self._file_count = len(chain)
-        for file in spares:
-            # More files than the limit: segments have become larger since they were made.
-            if self._file_count < self.segments_max or file.size() >= self.segment_bytes:
-                self._file_count += 1
-                if self._is_whole(file):
-                    self.spares.append(file)
-                    self._written[file.path] = self.segment_bytes  # as far as anybody knows
-            else:
-                file.close()
-                self._files.remove(file.path)
+        self.segment_files.adopt(len(chain), spares)
         self.last = self.durable = last
         self.next_ordinal = next_ordinal
-
-    def _is_whole(self, file: File) -> bool:
-        """Whether a spare has all its space; power loss may have taken it, and then it is allocated again."""
-        try:
-            if file.size() < self.segment_bytes:
-                file.allocate(self.segment_bytes)
-        except OSError:
-            file.close()
-            return False
-        return True
 
     @property
     def room(self) -> int:
@@ -171,7 +137,7 @@ class Journal:
         Returns False when there is no room to make more (limit, or the file system is full).
         """
         while self.room < wanted:
-            if self._file_count >= self.segments_max or not self._make_spare():
+            if self.segment_files.full or not self.segment_files.make_now():
                 return False
         return True
 
@@ -181,65 +147,7 @@ class Journal:
         if not self.chain or self.spares or self.failed is not None or self.half_full:
             return False
         filled = len(self.chain) > 1 and self.chain[-2].end >= self.segment_bytes >> 1
-        return (filled or self.chain[-1].end >= self.segment_bytes >> 3) and self._file_count < self.segments_max
-
-    def reserve_spare(self) -> str:
-        """Count a spare that is going to be made, and return its path; `take_spare` has to follow."""
-        name = f"{self.directory}/{self._fresh_name()}"
-        self._being_made.append(name)
-        self._file_count += 1
-        return name
-
-    def make_spare(self, name: str, *, filled: bool) -> File:
-        """Make the file of a spare: called in a thread, or where it may hold up the loop.
-
-        ``filled``: with zeros that are synced, so that what is written later finds its blocks (spares.py).
-
-        Raises:
-            OSError: there is no room; nothing is left.
-        """
-        file = self._files.open(name, create=True)
-        try:
-            file.allocate(self.segment_bytes)
-            if filled:
-                for start in range(0, self.segment_bytes, CALL_BYTES):
-                    file.write(ZEROES[: self.segment_bytes - start], start)
-                file.sync_now()
-            self._files.sync_directory(self.directory)
-        except OSError:
-            file.close()
-            self._files.remove(name)
-            raise
-        return file
-
-    def take_spare(self, file: File | None, *, filled: bool) -> None:
-        """The spare reserved last is made, or could not be."""
-        self._being_made.pop()
-        if file is None:
-            self._file_count -= 1
-        elif self.closed:
-            file.close()
-        else:
-            self.spares.append(file)
-            self._written[file.path] = self.segment_bytes if filled else 0
-
-    def _make_spare(self) -> bool:
-        file: File | None = None
-        name = self.reserve_spare()
-        try:
-            file = self.make_spare(name, filled=False)
-        except OSError:
-            return False
-        finally:
-            self.take_spare(file, filled=False)
-        return True
-
-    def _fresh_name(self) -> str:
-        taken = {*self._files.names(self.directory), *(name.rpartition("/")[2] for name in self._being_made)}
-        number = 1
-        while (name := f"{number:08d}.seg") in taken:
-            number += 1
-        return name
+        return (filled or self.chain[-1].end >= self.segment_bytes >> 3) and not self.segment_files.full
 
     # ---- appending ---------------------------------------------------------
 
@@ -303,10 +211,11 @@ class Journal:
             self._unsynced.append(segment)
 
     def _next_segment(self, first: int, *, beyond_limit: bool = False) -> Segment:
-        if not self.spares and ((self._file_count >= self.segments_max and not beyond_limit) or not self._make_spare()):
+        files = self.segment_files
+        if not self.spares and ((files.full and not beyond_limit) or not files.make_now()):
             self.fail("journal has no segment left")
-        file = self.spares.pop()
-        segment = Segment(self.next_ordinal, first, file, last=first - 1, written=self._written.pop(file.path))
+        file, written = files.pop()
+        segment = Segment(self.next_ordinal, first, file, last=first - 1, written=written)
         header = SegmentHeader(
             self.group_id, segment.ordinal, first, self.durable, self.incarnation, segment.file.size()
         )
@@ -420,8 +329,7 @@ class Journal:
         return freed
 
     def _recycle(self, segment: Segment) -> None:
-        self._written[segment.file.path] = max(segment.written, segment.end)
-        self.spares.append(segment.file)
+        self.segment_files.recycle(segment.file, max(segment.written, segment.end))
 
     def reset(self, last: int, incarnation: int) -> int:
         """Forget every record; the next one is ``last + 1``. Returns the ordinal the new chain begins with.
@@ -434,15 +342,13 @@ class Journal:
         """
         if self.failed is not None:
             raise self.failed
-        if not self.spares and not self._make_spare():
+        if not self.spares and not self.segment_files.make_now():
             raise JournalFailed(f"no room for a journal segment in {self.directory}")
         self._retired += self.chain
         self.chain.clear()
         self._resets += 1
         self._unsynced.clear()
         self._tail.clear()
-        self._tail_by_first.clear()
-        self._tail_size = 0
         self.last = self.durable = last
         self.incarnation = incarnation
         self.begin_segment()
@@ -456,35 +362,6 @@ class Journal:
         self._retired.clear()
 
     # ---- reading -----------------------------------------------------------
-
-    def _keep(self, buffers: list[Buffer], size: int, first: int, last: int) -> None:
-        if size > TAIL_BATCH:
-            start, part, sequence = 0, 0, first
-            for index in range(0, len(buffers), 2):
-                part += len(memoryview(buffers[index])) + len(memoryview(buffers[index + 1]))
-                if part >= TAIL_BATCH or index + 2 == len(buffers):
-                    end = first + index // 2
-                    self._keep_range(JournalRange(sequence, end, buffers[start : index + 2], part))
-                    start, part, sequence = index + 2, 0, end + 1
-        else:
-            self._keep_range(JournalRange(first, last, buffers, size))
-
-    def _keep_range(self, entry: JournalRange) -> None:
-        self._tail.append(entry)
-        self._tail_by_first[entry.first] = entry
-        self._tail_size += entry.nbytes
-        while self._tail_size > self._tail_limit and len(self._tail) > 1:
-            oldest = self._tail.popleft()
-            self._tail_size -= oldest.nbytes
-            del self._tail_by_first[oldest.first]
-
-    def trim_tail(self, sequence: int) -> None:
-        """Drop from memory what every consumer has (<= ``sequence``)."""
-        tail = self._tail
-        while tail and tail[0].last <= sequence:
-            oldest = tail.popleft()
-            self._tail_size -= oldest.nbytes
-            del self._tail_by_first[oldest.first]
 
     @property
     def first(self) -> int:
@@ -502,18 +379,9 @@ class Journal:
         """
         if first > self.last:
             return None
-        entry = self._tail_by_first.get(first)
-        if entry is not None:
-            if entry.nbytes >= max_bytes:
-                return entry
-            buffers: list[Buffer] = []
-            size, last = 0, first - 1
-            while entry is not None and (size == 0 or size + entry.nbytes <= max_bytes):
-                buffers.extend(entry.buffers)
-                size += entry.nbytes
-                last = entry.last
-                entry = self._tail_by_first.get(last + 1)
-            return JournalRange(first, last, buffers, size)
+        found = self._tail.read(first, max_bytes)
+        if found is not None:
+            return found
         return self._read_segment(first, max_bytes, wait)
 
     def find(self, sequence: int) -> tuple[Segment, int]:
@@ -537,14 +405,14 @@ class Journal:
                 raise DiskFailed(f"journal segment {segment.file.path}: reading failed: {error}") from error
         elif not segment.file.read_nowait(view, position):
             raise WouldBlock("journal segment is not in memory")
-        return _cut_range(view, first, max_bytes)
+        return cut_range(view, first, max_bytes)
 
     def records(self, first: int, last: int) -> list[Record]:
         """Decode records ``first``..``last`` (some of them when they are many), waiting for the disk.
 
         Raises: as `read`.
         """
-        found = self.read(first, TAIL_BATCH, wait=True)
+        found = self.read(first, READ_BATCH, wait=True)
         assert found is not None
         view = memoryview(b"".join(found.buffers))
         position = 0
@@ -559,28 +427,6 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is synced."""
-        self.closed = True
-        for file in [*(segment.file for segment in (*self.chain, *self._retired)), *self.spares]:
-            file.close()
-
-
-def _cut_range(view: memoryview, first: int, max_bytes: int) -> JournalRange:
-    """Find the records from ``first`` on in ``view``, which starts at some record before it."""
-    position = size = 0
-    buffers: list[Buffer] = []
-    last = first - 1
-    while position < len(view) and size < max_bytes:
-        try:
-            record = decode_untrusted(view, position)
-        except RecordError as error:
-            if size and "cut short" in error.reason:
-                break
-            raise Corrupt(f"journal record {last + 1} cannot be read back: {error}") from error
-        if record.kind != Kind.NOTE and record.sequence >= first:
-            buffers.append(view[position : position + record.size])
-            size += record.size
-            last = record.sequence
-        position += record.size
-    if not size:
-        raise Corrupt(f"journal record {first} is not where the index says")
-    return JournalRange(first, last, buffers, size)
+        self.segment_files.close()
+        for segment in (*self.chain, *self._retired):
+            segment.file.close()

@@ -1,9 +1,9 @@
-"""Received records: what a secondary group does with what its primary sends.
+"""Received records: what one of them needs of a volume, and does to it when it is shown.
 
 Owns: checking received records against the group's volumes, reserving space for
 them, and making pending ones visible when the apply loop says so.
 Never: decides what may become visible (model/apply_plan.py does), or renumbers
-(`Group.stage_upstream` does, for the synchronous leg).
+(reception.py does, for the synchronous leg).
 
 Source: RC ¶34-39 (receiving), ¶41 (applying); spec §4.2, §5.
 """

@@ -15,7 +15,7 @@ from collections.abc import Generator
 
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
-from controllerd.model.records import Record
+from controllerd.model.records import Kind, Record
 from controllerd.storage.destage import write_layers_now
 from controllerd.storage.group import Group
 from controllerd.storage.io import Files
@@ -23,6 +23,7 @@ from controllerd.storage.journal import Segment
 from controllerd.storage.journal_format import DATA_START
 from controllerd.storage.journal_scan import Numbering, Scan, scan_journal
 from controllerd.storage.layers import Layers
+from controllerd.storage.received import Applied, check_received, reserve, show
 
 
 async def recover_group(group: Group, files: Files, reached: int, *, intact: bool = False) -> int | None:
@@ -40,7 +41,7 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
         nonlocal redone
         if record.sequence > facts.destaged:
             visible = group.role is Role.PRIMARY or record.sequence <= reached
-            group.recover_record(record, visible=visible)
+            _redo(group, record, visible=visible)
             redone += 1
             if visible and group.budget.full:
                 write_layers_now(group)
@@ -73,12 +74,52 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
     before = facts.incarnations
     facts.incarnations = [*(run for run in before if run[0] <= last), (last + 1, group.incarnation + 1)]
     try:
-        group.end_recovery()
+        end_recovery(group)
         group.journal.sync_now()  # before the catalogue names the incarnation
     except JournalFailed:  # the group can be read, and says why it takes no writes
         facts.incarnations = before  # the next start has to find the journal that there is
     group.update_accepting()
     return redone
+
+
+def begin_again(group: Group) -> None:
+    """Be as the catalogue has it, for another try at the recovery of a group that is held since the last one."""
+    facts = group.facts
+    group.last_seq = group.staged_seq = facts.destaged
+    group.last_time, group.last_origin = facts.destaged_time, facts.destaged_origin
+    group.applied = Applied(facts.destaged, facts.destaged_time, facts.destaged_origin)
+    group.retention.begin()
+
+
+def _redo(group: Group, record: Record, *, visible: bool) -> None:
+    """Redo one journaled record, ``visible`` or pending for the apply loop."""
+    volume = check_received(group, record.kind, record.volume, record.offset, record.length)
+    group.last_seq = group.staged_seq = record.sequence
+    group.last_time = record.time
+    group.last_origin = max(group.last_origin, record.origin)
+    if volume is not None:
+        reserve(volume, record.kind, record.offset, record.length)
+    if not visible:
+        group.pending.append_record(record)
+        return
+    made = 0
+    if volume is not None:
+        data = record.data if record.kind == Kind.WRITE else None
+        made = show(volume, record.offset, record.length, data)
+    applied = group.applied
+    applied.sequence, applied.time, applied.origin = record.sequence, record.time, group.last_origin
+    group.layer_bytes += record.size + made
+    group.budget.used += record.size + made
+
+
+def end_recovery(group: Group) -> None:
+    """Everything the scan found is durable now; go on behind it in a new incarnation."""
+    reached = group.journal.last
+    group.last_seq = group.staged_seq = reached
+    group.acks.recovered(reached)
+    group.write_time.observe(group.last_time)
+    group.journal.incarnation = group.incarnation
+    group.journal.begin_segment()
 
 
 async def _in_steps(scan: Generator[None, None, Scan]) -> Scan:

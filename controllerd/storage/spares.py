@@ -39,14 +39,14 @@ class SpareMaker:
                 await self._make()
 
     async def _make(self) -> None:
-        journal = self._group.journal
-        name = journal.reserve_spare()
+        files = self._group.journal.segment_files
+        name = files.reserve()
         made: list[File] = []
         try:
-            await self._run_blocking(lambda: made.append(journal.make_spare(name, filled=True)))
+            await self._run_blocking(lambda: made.append(files.make(name, filled=True)))
         except OSError:
             return  # no room, or a failing disk: who appends will say so
         finally:
             # Stopped meanwhile, the file is there all the same.
-            journal.take_spare(made[0] if made else None, filled=True)
+            files.take(made[0] if made else None, filled=True)
         self._group.update_accepting()

@@ -116,7 +116,8 @@ class Volume:
     @property
     def is_empty(self) -> bool:
         """Whether every byte reads as zero because nothing was ever kept."""
-        return self.layers.clean and not self._mapped and not self.group.has_pending(self.key)
+        pending = any(entry.volume == self.key for entry in self.group.pending)
+        return self.layers.clean and not self._mapped and not pending
 
     # ---- copies ------------------------------------------------------------
 

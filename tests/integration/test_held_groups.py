@@ -146,10 +146,10 @@ async def test_unfinished_takeover_goes_on_without_a_forgotten_group(sites: tupl
     async def refuse(_restarts: object) -> None:
         raise Corrupt("for the test")
 
-    b.storage.restart_groups = refuse  # type: ignore[method-assign,assignment]
+    b.storage.restart_groups = refuse  # type: ignore[assignment]
     with pytest.raises(Corrupt):
         await b.pairs.takeover()
-    b.storage.restart_groups = promote  # type: ignore[method-assign]
+    b.storage.restart_groups = promote
     await hold(b, "g")
     with pytest.raises(Corrupt, match="no journal segment"):
         await b.pairs.takeover()

@@ -13,7 +13,7 @@ from controllerd.model.pair_state import PairState
 from controllerd.replication import secondary
 from controllerd.replication.settings import Endpoint, PeerSettings
 from controllerd.replication.status import PairStatus
-from controllerd.replication.takeover import TakeoverGroup
+from controllerd.replication.takeover_report import TakeoverGroup
 from tests.integration.transfer_proxy import Proxy
 from tests.integration.transfer_site import BLOCK, MIB, Site, caught_up, connect, pair, until
 
@@ -193,7 +193,7 @@ async def test_what_is_missing_is_known_after_a_restart_of_the_secondary(two: Tw
     contact = b.pairs.secondaries[IDENTITY].contact
     await until(lambda: contact.beat is not None and contact.beat.last_seq >= last)
     two.cut()
-    b.pairs._kept_contacts.keep_now(b.pairs._contacts, 0.0)
+    await b.pairs._kept.finish()
     await b.crash()
     await b.start()
     assert (two.foreseen.missing_writes, two.foreseen.missing_bytes) == (5, 5 * BLOCK)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from controllerd.model.errors import NoSpace
-from controllerd.replication.pairs import ACKS_FACT
+from controllerd.replication.kept_pairs import ACKS_FACT
 from controllerd.replication.status import PairStatus, Position
 from controllerd.storage.catalogue import Catalogue
 from tests.integration.transfer_site import Site, caught_up, connected, pair, until

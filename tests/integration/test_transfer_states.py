@@ -294,7 +294,7 @@ async def test_sync_loss_suspends_all_pairs_of_the_domain_and_hosts_go_on(sites:
     await b.crash()
     await a.write("v", 1, b"alone")  # waits for the time-out, then is acknowledged
     assert state(a.pairs, "g") == state(a.pairs, "h") == PairState.PSUE
-    assert not a.group("h").mirrored
+    assert not a.group("h").acks.mirrored
     await a.crash()
     await a.start()
     assert state(a.pairs, "h") == PairState.PSUE

@@ -202,7 +202,7 @@ def _break(site: Site, name: str, hit: int) -> None:
             die()
             await restart_groups(restarts)
 
-        storage.restart_groups = broken  # type: ignore[method-assign]
+        storage.restart_groups = broken
     elif name == "apply":
         for group in storage.groups.values():
             apply_through = group.apply_through
@@ -211,7 +211,7 @@ def _break(site: Site, name: str, hit: int) -> None:
                 die()
                 return inner(sequence)
 
-            group.apply_through = apply  # type: ignore[method-assign]
+            group.apply_through = apply
     else:
         put_document = storage.catalogue.put_document
 

@@ -25,7 +25,8 @@ from controllerd.replication.pairs import PairManager
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
 from controllerd.storage.group import Group
 from controllerd.storage.io import SystemFiles
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from controllerd.storage.volume import Volume
 from tests.integration.transfer_proxy import stop_accepting
 

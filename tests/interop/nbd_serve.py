@@ -24,7 +24,8 @@ import uvloop
 from controllerd.daemon import GC_THRESHOLDS
 from controllerd.model.access import rules
 from controllerd.storage.io import SystemFiles
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from controllerd.storage.volume import Access, Volume
 from controllerd.targets.nbd.server import NbdServer
 from controllerd.targets.nbd.settings import Limits, Listen, NbdSettings, TcpListen, Tls, UnixListen

@@ -14,7 +14,8 @@ from typing import Any
 from controllerd.model.errors import RemoteCopyError
 from controllerd.replication.pairs import PairManager
 from controllerd.replication.settings import Endpoint, PeerSettings, ReplicationSettings
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.simulation.clocks import SiteClock
 from tests.simulation.disk import Loss, SimulatedDisk
 from tests.simulation.life import OUTSIDE, Died, Life

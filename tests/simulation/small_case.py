@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Loss
 from tests.simulation.remains import after_kill, after_power_loss
 from tests.simulation.storage_machine import DATA, Machine

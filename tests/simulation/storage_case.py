@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from controllerd.model.errors import NoSpace, RemoteCopyError
 from controllerd.storage.group import Group
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from controllerd.storage.volume import Volume
 from tests.simulation.disk import Loss
 from tests.simulation.storage_machine import DATA, Machine

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from controllerd.storage.catalogue import Catalogue, Document
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Loss, PowerCut, SimulatedDisk
 from tests.simulation.virtual_loop import VirtualLoop
 

@@ -15,7 +15,8 @@ from controllerd.model.records import Kind, Record, encode_header
 from controllerd.storage import journal
 from controllerd.storage.group import Group
 from controllerd.storage.pending import Entry
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Loss
 from tests.simulation.storage_machine import DATA, Machine
 from tests.simulation.storage_model import GroupModel, Write

@@ -21,8 +21,8 @@ from controllerd.model.errors import RemoteCopyError
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication import sender
 from controllerd.replication.pair_record import PairSpec, PairVolume
-from controllerd.storage import journal
-from controllerd.storage.system import StorageSettings
+from controllerd.storage import journal, journal_ranges
+from controllerd.storage.settings import StorageSettings
 from tests.simulation import faults, orders
 from tests.simulation import history as h
 from tests.simulation.checker.journal_tap import Tap
@@ -536,13 +536,13 @@ class World:
 @contextlib.contextmanager
 def small_pieces(plan: Plan) -> Iterator[None]:
     """Let frames and segments be small enough that they fill, roll and are cut."""
-    kept = (journal.PIECE_MAX, journal.TAIL_BATCH, journal.INDEX_STEP, sender.FRAME_BYTES)
+    kept = (journal.PIECE_MAX, journal.READ_BATCH, journal.INDEX_STEP, journal_ranges.TAIL_BATCH, sender.FRAME_BYTES)
     size = plan.frame_bytes
-    journal.TAIL_BATCH = size  # type: ignore[misc]
     journal.PIECE_MAX = 2 * max(size, MAX_WRITE) + MAX_WRITE + RECORD_ROOM  # type: ignore[misc]
-    journal.INDEX_STEP = size  # type: ignore[misc]
+    journal.READ_BATCH = journal.INDEX_STEP = journal_ranges.TAIL_BATCH = size  # type: ignore[misc]
     sender.FRAME_BYTES = size  # type: ignore[misc]
     try:
         yield
     finally:
-        journal.PIECE_MAX, journal.TAIL_BATCH, journal.INDEX_STEP, sender.FRAME_BYTES = kept  # type: ignore[misc]
+        journal.PIECE_MAX, journal.READ_BATCH, journal.INDEX_STEP = kept[:3]  # type: ignore[misc]
+        journal_ranges.TAIL_BATCH, sender.FRAME_BYTES = kept[3:]  # type: ignore[misc]

@@ -15,7 +15,7 @@ _CHECKPOINT: Final = "controllerd/storage/checkpoint.py"
 _LAYERS: Final = "controllerd/storage/layers.py"
 _VOLUME: Final = "controllerd/storage/volume.py"
 _SYSTEM: Final = "controllerd/storage/system.py"
-_GROUP: Final = "controllerd/storage/group.py"
+_RETENTION: Final = "controllerd/storage/retention.py"
 _ACKNOWLEDGE: Final = "controllerd/storage/acknowledge.py"
 _HORIZONS: Final = "controllerd/storage/horizons.py"
 
@@ -69,14 +69,15 @@ STORAGE: Final[tuple[Defect, ...]] = (
              "    if segment.last > durable:\n"),
     )),
     Defect("recovery gives the last number again", "I2", _LOCAL, (
-        Edit(_GROUP, "        self.last_seq = self._next = reached\n", "        self.last_seq = self._next = max(0, reached - 1)\n"),
+        Edit(_RECOVERY, "    group.last_seq = group.staged_seq = reached\n",
+             "    group.last_seq = group.staged_seq = max(0, reached - 1)\n"),
     )),
     Defect("recovery leaves out the first record", "I1", _LOCAL, (
         Edit(_RECOVERY, "        if record.sequence > facts.destaged:\n", "        if record.sequence > facts.destaged + 1:\n"),
     )),
     Defect("journal freed before the checkpoint", "I4 I9", _LOCAL, (
-        Edit(_GROUP, "        through = min(self.facts.retained, self.facts.destaged)\n",
-             "        through = self.durable_seq\n"),
+        Edit(_RETENTION, "        through = min(group.facts.retained, group.facts.destaged)\n",
+             "        through = group.durable_seq\n"),
     )),
     Defect("destage before the journal is durable", "I1 I8", _LOCAL, (
         Edit(_DESTAGE, "        if window.mark[0] > group.durable_seq:  # ticks", "        if False:  # ticks"),

@@ -13,6 +13,8 @@ _PRIMARY: Final = "controllerd/replication/primary.py"
 _SECONDARY: Final = "controllerd/replication/secondary.py"
 _REGRESSIONS: Final = "unit:tests/simulation/test_swarm.py::test_seed_that_failed_once"
 _PAIRS: Final = "controllerd/replication/pairs.py"
+_EVENTS: Final = "controllerd/replication/pair_events.py"
+_TIMER: Final = "controllerd/replication/timer.py"
 _GROUP: Final = "controllerd/storage/group.py"
 _RECOVERY: Final = "controllerd/storage/recovery.py"
 _DESTAGE: Final = "controllerd/storage/destage.py"
@@ -78,7 +80,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "= pair.group.generation\n"),
     )),
     Defect("takeover keeps what is pending", "I1 I5", ("secondary", "swarm"), (
-        Edit(_GROUP, "        self.pending.clear()\n        self.role = role\n", "        self.role = role\n"),
+        Edit("controllerd/storage/role_changes.py", "    group.pending.clear()\n    group.role = role\n", "    group.role = role\n"),
     )),
     Defect("takeover is not told to the old primary", "I13 I16", ("swarm",), (
         Edit(_TAKEOVER, "            pair.intake.close()\n            pair.start_fencing()\n", "            pair.intake.close()\n"),
@@ -100,10 +102,10 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "            raise self.refusal or ReadOnly(f\"volume {volume.name} is read-only\")\n        size = length"),
     )),
     Defect("one synchronous pair is suspended without the others", "I5", ("swarm", "unit:tests/integration/test_transfer_states.py"), (
-        Edit(_PAIRS, "        why = f\"{reason} (pair {spec.identity})\"\n", "        affected = [lost]\n        why = f\"{reason} (pair {spec.identity})\"\n"),
+        Edit(_EVENTS, "        why = f\"{reason} (pair {spec.identity})\"\n", "        affected = [lost]\n        why = f\"{reason} (pair {spec.identity})\"\n"),
     )),
     Defect("a suspension takes effect before it is durable", "I3 I14", ("swarm",), (
-        Edit(_PAIRS, "        active = [pair for pair in affected if pair.active]\n",
+        Edit(_EVENTS, "        active = [pair for pair in affected if pair.active]\n",
              "        for pair in affected:\n            pair._release()\n"
              "        active = [pair for pair in affected if pair.active]\n"),
     )),
@@ -115,7 +117,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "        if writes:\n            return \"\"\n"),
     )),
     Defect("ticks while what was lost is in doubt", "I5", ("swarm", _REGRESSIONS), (
-        Edit(_PAIRS, "(not pair.active or pair.record.in_doubt)", "not pair.active"),
+        Edit(_TIMER, "(not pair.active or pair.record.in_doubt)", "not pair.active"),
     )),
     Defect("half a plan is read", "I5", ("swarm", "unit:tests/unit/replication/test_applier.py"), (
         Edit("controllerd/replication/applier.py", "        if self._partial and len(self._members) > 1:\n", "        if False:\n"),

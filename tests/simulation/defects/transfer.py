@@ -8,6 +8,8 @@ from tests.simulation.defects.plant import Defect, Edit
 
 _ACKNOWLEDGE: Final = "controllerd/storage/acknowledge.py"
 _GROUP: Final = "controllerd/storage/group.py"
+_RECEPTION: Final = "controllerd/storage/reception.py"
+_RECOVERY: Final = "controllerd/storage/recovery.py"
 _ARRIVAL: Final = "controllerd/model/arrival.py"
 _PLAN: Final = "controllerd/model/apply_plan.py"
 _TIME: Final = "controllerd/model/write_time.py"
@@ -46,7 +48,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_INTAKE, '        if self._group.durability == "stable":\n            return self._durable_origin\n', ""),
     )),
     Defect("forget C's number after a restart of A", "I2 I3", ("swarm",), (
-        Edit(_GROUP, "        self.last_origin = max(self.last_origin, record.origin)\n", ""),
+        Edit(_RECOVERY, "    group.last_origin = max(group.last_origin, record.origin)\n", ""),
     )),
     Defect("forget C's number on reconnect", "I2", ("swarm",), (
         Edit(_INTAKE, "                if batch.last > group.last_origin:\n", "                if True:\n"),
@@ -56,7 +58,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
     Defect("no gap check", "I1 I2", ("swarm",), (
         Edit(_ARRIVAL, "            self._hold(first, last, size, payload)\n            return []\n",
              "            return [payload]\n"),
-        Edit(_GROUP, "            if sequence != expected or time < latest:\n",
+        Edit(_RECEPTION, "            if sequence != expected or time < latest:\n",
              "            expected = sequence\n            if time < latest:\n"),
         Edit(_PLAN, "            if seq != last_seq + 1 or time < last_time:\n                raise self._out_of_order(name, last_seq",
              "            if time < last_time:\n                raise self._out_of_order(name, last_seq"),
@@ -104,8 +106,8 @@ TRANSFER: Final[tuple[Defect, ...]] = (
              "            time = self.last_time\n", "        time = self.write_time.stamp(self.clock(), carried)\n"),
     )),
     Defect("write times begin anew after a restart", "I5 I11", ("swarm", "unit:tests/unit/storage/test_group_rules.py"), (
-        Edit(_GROUP, "        self.acks.recovered(reached)\n        self.write_time.observe(self.last_time)\n",
-             "        self.acks.recovered(reached)\n"),
+        Edit(_RECOVERY, "    group.acks.recovered(reached)\n    group.write_time.observe(group.last_time)\n",
+             "    group.acks.recovered(reached)\n"),
     )),
     Defect("only one of the quiet groups gets a tick", "I19", ("swarm",), (
         Edit(_TICKER, "            return quiet  # all or none", "            return quiet[:1]  # all or none"),
@@ -114,7 +116,7 @@ TRANSFER: Final[tuple[Defect, ...]] = (
         Edit(_TICKER, "        if not groups:\n            return\n", "        if groups is not None:\n            return\n"),
     )),
     Defect("the mirror gives its own clock's times", "I5 I11", ("swarm", "unit:tests/unit/storage/test_staging.py"), (
-        Edit(_GROUP, "                if time > last_time:\n                    last_time = time\n                sequence += 1\n",
+        Edit(_RECEPTION, "                if time > last_time:\n                    last_time = time\n                sequence += 1\n",
              "                last_time = times.tick(now)\n                sequence += 1\n"),
     )),
     Defect("what is written after a suspension does not differ", "I12", (_DIFFER,), (

@@ -24,7 +24,8 @@ from controllerd.management.schemas import (
 )
 from controllerd.model.errors import Busy, Conflict, NotFound, RemoteCopyError
 from controllerd.storage.io import SystemFiles
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from controllerd.targets.nbd.server import NbdServer
 from controllerd.targets.nbd.settings import NbdSettings
 

@@ -32,8 +32,7 @@ def test_point_of_an_image_is_said_as_what_it_is(monkeypatch: pytest.MonkeyPatch
     assert output.point(NOW).startswith("write time 2027-")
 
 
-def test_facts_and_sizes() -> None:
-    assert [output.yes_no(value) for value in (None, True, False)] == ["-", "yes", "no"]
+def test_sizes() -> None:
     assert [output.size(value) for value in (None, 4096)] == ["-", "4 KiB"]
 
 

@@ -359,19 +359,6 @@ def test_promise_that_overtook_its_records_waits_for_them() -> None:
         domain.arrive("b", 3, 89)
 
 
-def test_removed_group_no_longer_holds_the_others_back() -> None:
-    domain = two_groups()
-    domain.arrive("a", 1, 5)
-    domain.arrive("a", 2, 6)
-    domain.arrive("b", 1, 5)
-    domain.promise("b", 1, 6)
-    assert domain.plan(10) == [("a", 1), ("b", 1)]
-    domain.remove_group("b")
-    assert domain.plan(10) == [("a", 1)]
-    domain.confirm()
-    assert domain.holder() == ("a", 6)
-
-
 def test_takeover_of_one_group_loses_nothing_that_arrived() -> None:
     domain = ApplyDomain("time", "time")
     domain.add_group("a", 10, 3)

@@ -7,7 +7,8 @@ import os
 import random
 from collections.abc import Awaitable, Callable
 
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.simulation.disk import Fault, Loss
 from tests.simulation.storage_machine import DATA, Machine
 

@@ -19,7 +19,9 @@ from controllerd.model.records import HEADER_SIZE, MAGIC_BYTES, Kind, encode_hea
 from controllerd.storage.group import Group
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.pending import Entry
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.role_changes import restart
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.unit.storage.helpers import content, put
 
 _SIZE = 4 << 20
@@ -123,8 +125,8 @@ def test_flipped_bit_in_a_record_holds_a_secondary_too(tmp_path: Path, boot: str
         group, volume = system.groups["g"], system.volume("v")
 
         def become_secondary() -> list[Group]:
-            group.restart(
-                role=Role.SECONDARY, generation=77, last_seq=0, last_origin=0, last_time=0, numbered_here=False
+            restart(
+                group, role=Role.SECONDARY, generation=77, last_seq=0, last_origin=0, last_time=0, numbered_here=False
             )
             return [group]
 

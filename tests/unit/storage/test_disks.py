@@ -12,7 +12,8 @@ import pytest
 
 from controllerd.model.errors import BadOrder, Conflict, NoSpace
 from controllerd.storage.io import SystemFiles
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 
 _SIZE = 1 << 20
 

@@ -10,7 +10,8 @@ from crc32c import crc32c
 
 from controllerd.model.records import Kind, encode_header
 from controllerd.storage.horizons import Horizon
-from controllerd.storage.journal import Journal, JournalRange
+from controllerd.storage.journal import Journal
+from controllerd.storage.journal_ranges import JournalRange
 from controllerd.storage.pending import Entry
 from controllerd.storage.system import StorageSystem
 from tests.records import iterate_untrusted

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from controllerd.storage.io import SystemFiles
 from controllerd.storage.journal import WRITE_AHEAD, Journal
 from controllerd.storage.journal_format import DATA_START
-from controllerd.storage.system import StorageSettings, StorageSystem
+from controllerd.storage.settings import StorageSettings
+from controllerd.storage.system import StorageSystem
 from tests.records import iterate_untrusted
 from tests.simulation.disk import Loss, SimulatedDisk
 from tests.unit.storage.helpers import SEGMENT, content, failing, live, make_machine, put

@@ -156,26 +156,6 @@ def test_full_cache_lets_hosts_wait_until_it_was_destaged() -> None:
     machine.destroy()
 
 
-def test_held_group_wakes_nobody_until_it_is_let_go() -> None:
-    machine = make_machine()
-
-    async def scenario(system: StorageSystem) -> None:
-        group = system.groups["g0"]
-        group.held = "for a test"
-        group.update_accepting()
-        woken: list[str] = []
-        group.when_accepting(lambda: woken.append("woken"))
-        put(system, "v0", 0, b"x" * 4096)  # what was read before is still taken
-        await system.checkpointer.checkpoint()
-        assert not woken
-        group.held = None
-        group.update_accepting()
-        assert woken == ["woken"]
-
-    live(machine, scenario)
-    machine.destroy()
-
-
 def test_writes_that_may_not_be_are_refused_whole() -> None:
     machine = make_machine()
 
