@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import ssl
+import threading
 import time
+from concurrent.futures import Future
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -22,6 +24,8 @@ from mgmtctl.settings import Endpoint, read_token
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CONNECT_POLL_S: Final = 0.1
+ANSWER_BYTES_MAX: Final = 64 << 20
+"""Longest answer that is read; the longest one of a controller are its metrics, with a few MiB."""
 _Answer = TypeVar("_Answer")
 
 
@@ -131,11 +135,40 @@ class Client:
         """The answer; what could not be sent because nobody listens is tried again for as long as was asked for."""
         while True:
             try:
-                return self._http.send(request)
+                return self._in_time(request)
             except httpx.ConnectError:
                 if time.monotonic() >= self._waits_until:
                     raise
             time.sleep(CONNECT_POLL_S)
+
+    def _in_time(self, request: httpx.Request) -> httpx.Response:
+        """The answer within the time for all of it: httpx bounds each read, and there is no end of how many."""
+        answer: Future[httpx.Response] = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(self._exchange(request))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=work, name="answer", daemon=True).start()
+        try:
+            return answer.result(self._timeout_s + min(CONNECT_TIMEOUT_S, self._timeout_s))
+        except TimeoutError:
+            raise httpx.ReadTimeout("the answer goes on and on") from None
+
+    def _exchange(self, request: httpx.Request) -> httpx.Response:
+        response = self._http.send(request, stream=True)
+        try:
+            content = bytearray()
+            for piece in response.iter_raw():  # as it came: a controller compresses nothing
+                content += piece
+                if len(content) > ANSWER_BYTES_MAX:
+                    text = f"gives an answer of more than {ANSWER_BYTES_MAX >> 20} MiB"
+                    raise self._error(text, ExitCode.REFUSED)
+            return httpx.Response(response.status_code, content=bytes(content))
+        finally:
+            response.close()
 
     def _refusal(self, response: httpx.Response) -> CliError:
         status = exit_code_for(response.status_code)

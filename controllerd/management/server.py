@@ -4,7 +4,8 @@ Owns: the listening socket, limits on connections, and start and stop.
 Never: installs signal handlers, ends the process, or knows a route.
 
 What a reader would get wrong: uvicorn bounds how long an idle connection lives, not how long a request line and its
-headers may take; ``_BoundedHttp`` does, else a slow client holds a connection for ever (invariant I17, fault F37).
+headers may take, or the client to read the answer; ``_BoundedHttp`` does, else a slow client holds a connection for
+ever (invariant I17, fault F37).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from controllerd.sockets import bind_unix, remove_unix
 
 HEADER_BYTES_MAX: Final = 16 << 10
 HEADER_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,19 @@ class ApiSettings:
 
 
 class _BoundedHttp(H11Protocol):
-    """uvicorn's HTTP/1.1 with a time limit for a request to arrive and a cap on connections.
+    """uvicorn's HTTP/1.1 with time limits for a request to arrive and an answer to leave, and a cap on connections.
 
     At the cap a new connection takes the place of the one that has been silent longest, so
-    that whoever only opens connections cannot keep the administrator out.
+    that whoever only opens connections, or takes no answers, cannot keep the administrator out.
     """
 
     _deadline: asyncio.TimerHandle | None = None
+    _leaving: asyncio.TimerHandle | None = None
     _quiet_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # `pause_writing` tells of the first byte that does not leave
         limit = self.config.limit_concurrency
         if limit is not None and len(self.connections) >= limit:
             self._take_place()
@@ -72,8 +76,9 @@ class _BoundedHttp(H11Protocol):
 
     @property
     def quiet(self) -> bool:
-        """Whether a request is still to arrive."""
-        return self._deadline is not None or self.timeout_keep_alive_task is not None
+        """Whether a request is still to arrive, or an answer to be taken."""
+        timers = self._deadline, self._leaving, self.timeout_keep_alive_task
+        return any(timer is not None for timer in timers)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -83,8 +88,23 @@ class _BoundedHttp(H11Protocol):
         self._quiet_since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._quiet_since = self.loop.time()
+        self._leaving = self.loop.call_later(ANSWER_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._all_left()
+
+    def _all_left(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._all_left()
         super().connection_lost(exc)
 
     def _watch(self) -> None:

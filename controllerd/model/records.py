@@ -47,6 +47,8 @@ MAX_DATA: Final = 1 << 20
 """Most data bytes in one record; a longer host write becomes several records."""
 MAX_RANGE: Final = 1 << 30
 """Longest range of one ZEROES or TRIM record, in bytes."""
+MAX_GENERATION: Final = (1 << 32) - 1
+"""Greatest number of a group's generation; the least is 1."""
 
 
 class Kind(enum.IntEnum):

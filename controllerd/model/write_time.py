@@ -27,6 +27,12 @@ Source = Literal["host", "clock", "sequence"]
 MAX_CARRIED: Final = (1 << 63) - 1
 """Latest time that a peer may carry, in ns (year 2262). A later one would leave no room for the times after it."""
 
+MAX_HEARD: Final = 1 << 62
+"""Latest time of a peer that moves this controller's own ones, in ns (year 2116); a later one counts as this.
+
+Else one peer with a wrong clock could use up the times that the writes of all other groups need.
+"""
+
 LOST_STEP: Final = 1 << 40
 """Step over the numbers that a power loss may have taken: more than journals can hold that are not durable yet."""
 
@@ -91,8 +97,10 @@ class WriteTime(Protocol):
         ...
 
 
-def _too_late(carried: int) -> BadOrder:
-    return BadOrder(f"write time {carried} ns is above the largest allowed, {MAX_CARRIED}", carried=carried)
+def _heard(carried: int) -> int:
+    if carried > MAX_CARRIED:
+        raise BadOrder(f"write time {carried} ns is above the largest allowed, {MAX_CARRIED}", carried=carried)
+    return min(carried, MAX_HEARD)
 
 
 class HostTime:
@@ -132,9 +140,8 @@ class HostTime:
     def pass_on(self, carried: int, now: int) -> int:
         """See WriteTime; the upstream controller has judged it by its clock (RC ¶58)."""
         self._used = True
+        carried = _heard(carried)
         if carried > self.last:
-            if carried > MAX_CARRIED:
-                raise _too_late(carried)
             self.last = carried
         elif carried < self.last:
             self.clamped += 1
@@ -142,9 +149,8 @@ class HostTime:
 
     def pass_on_tick(self, carried: int, now: int) -> int:
         """See WriteTime."""
+        carried = _heard(carried)
         if carried > self.last:
-            if carried > MAX_CARRIED:
-                raise _too_late(carried)
             self.last = carried
             self._used = False
             return carried
@@ -194,8 +200,7 @@ class ClockTime:
         Clamped times go on by 1 ns: were they equal, the writes of a busy controller whose clock is behind
         that of another, idle one would all be kept back, and in the end fill the journal.
         """
-        if carried > MAX_CARRIED:
-            raise _too_late(carried)
+        carried = _heard(carried)
         if carried <= self.last:
             self.clamped += 1
         self.last = max(carried, self.last + 1)
@@ -203,9 +208,7 @@ class ClockTime:
 
     def pass_on_tick(self, carried: int, now: int) -> int:
         """See WriteTime: not this controller's clock, or later writes would lose the upstream one's times."""
-        if carried > MAX_CARRIED:
-            raise _too_late(carried)
-        self.last = max(carried, self.last + 1)
+        self.last = max(_heard(carried), self.last + 1)
         return self.last
 
     def tick(self, now: int) -> int:

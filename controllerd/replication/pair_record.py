@@ -141,9 +141,15 @@ class PairRecord:
         return found
 
     def note_run(self, first: int, incarnation: int) -> bool:
-        """The record ``first``, the next one, comes from ``incarnation``; returns whether the record changed."""
+        """The record ``first``, the next one, comes from ``incarnation``; returns whether the record changed.
+
+        Raises:
+            Corrupt: the records before are of a later one; a recovery would not find such a journal whole.
+        """
         # What was noted beyond was never journaled: a crash came between.
         runs = [run for run in self.runs if run[0] < first]
+        if runs and runs[-1][1] > incarnation:
+            raise Corrupt(f"received record {first}: run {incarnation} of {self.peer}, after run {runs[-1][1]}")
         if not runs or runs[-1][1] != incarnation:
             runs.append((first, incarnation))
         if runs == self.runs:

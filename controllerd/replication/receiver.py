@@ -18,12 +18,14 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol, get_args
 
 from controllerd.model.errors import Corrupt, RemoteCopyError, Unreachable
+from controllerd.model.records import MAX_GENERATION
+from controllerd.model.write_time import Source
 from controllerd.replication.backoff import Backoff
 from controllerd.replication.contact import Contact
-from controllerd.replication.frames import Frame, FrameError, FrameFlag, FrameType
+from controllerd.replication.frames import MAX_DATA_PAYLOAD, Frame, FrameError, FrameFlag, FrameType
 from controllerd.replication.intake import Intake
 from controllerd.replication.links import Link, dial
 from controllerd.replication.messages import (
@@ -37,6 +39,8 @@ from controllerd.replication.messages import (
 )
 from controllerd.replication.settings import ReplicationSettings
 from controllerd.replication.tally import Tally
+
+_TIME_SOURCES: Final = get_args(Source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class Receiver:
         self._ended: asyncio.Future[str] | None = None
         self._poke = asyncio.Event()
         self._held = ""
+        self._held_max = settings.window_bytes + MAX_DATA_PAYLOAD  # the last frame may go beyond the credit
         self._gap: tuple[int, float] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -274,6 +279,8 @@ class Receiver:
                     if link not in self._links:
                         raise FrameError("DATA before ACCEPT")
                     self.intake.take_untrusted(frame, self._generation)
+                    if self.intake.held_bytes > self._held_max:
+                        raise FrameError(f"more records than there was credit for, over {self._held_max} bytes")
                 else:
                     self._message(link, frame)
         except Corrupt as error:
@@ -314,6 +321,8 @@ class Receiver:
             answer.set_result(Refuse.decode_untrusted(frame.payload))
             return
         accept = Accept.decode_untrusted(frame.payload)
+        if not 0 < accept.generation <= MAX_GENERATION or accept.time_source not in _TIME_SOURCES:
+            raise FrameError(f"ACCEPT of generation {accept.generation}, write times from {accept.time_source!r}")
         if self._generation:
             if accept.generation != self._generation:
                 raise FrameError(f"ACCEPT of generation {accept.generation}, asked for {self._generation}")

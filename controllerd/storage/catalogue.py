@@ -153,7 +153,9 @@ class Catalogue:
             ids, names = [(number,) for number in volumes.values()], [(volume,) for volume in volumes]
             database.executemany("DELETE FROM map_pages WHERE volume = ?", ids)
             database.executemany("DELETE FROM documents WHERE kind = 'volume' AND name = ?", names)
-            database.execute("DELETE FROM documents WHERE kind IN ('group', 'destaging') AND name = ?", (name,))
+            database.execute(
+                "DELETE FROM documents WHERE kind IN ('group', 'destaging', 'damaged') AND name = ?", (name,)
+            )
 
     def checkpoint(
         self, pages: Iterable[tuple[int, int, bytes]], documents: Iterable[tuple[str, str, Document]]

@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 
 from controllerd.model.errors import Busy, Corrupt, JournalFailed
 from controllerd.model.records import HEADER_BODY, HEADER_CRC, HEADER_SIZE, MAGIC, VERSION, Kind, encode_header
+from controllerd.model.write_time import MAX_HEARD
 from controllerd.storage.pending import Entry
 from controllerd.storage.received import check_received, reserve
 
@@ -77,7 +78,7 @@ class Reception:
         group.last_time = latest
         group.bytes_written += len(view)
         group.pending.extend(entries)
-        group.write_time.observe(group.last_time)
+        group.write_time.observe(min(group.last_time, MAX_HEARD))
         group.acks.journaled = expected
         if journal.rolled or journal.room < group.margin:
             group.update_accepting()

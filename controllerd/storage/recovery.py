@@ -16,6 +16,7 @@ from collections.abc import Generator
 from controllerd.model.errors import DiskFailed, JournalFailed, RemoteCopyError
 from controllerd.model.pair_state import Role
 from controllerd.model.records import Kind, Record
+from controllerd.model.write_time import MAX_HEARD
 from controllerd.storage.destage import write_layers_now
 from controllerd.storage.group import Group
 from controllerd.storage.io import Files
@@ -117,7 +118,8 @@ def end_recovery(group: Group) -> None:
     reached = group.journal.last
     group.last_seq = group.staged_seq = reached
     group.acks.recovered(reached)
-    group.write_time.observe(group.last_time)
+    own = group.role is Role.PRIMARY
+    group.write_time.observe(group.last_time if own else min(group.last_time, MAX_HEARD))
     group.journal.incarnation = group.incarnation
     group.journal.begin_segment()
 

@@ -103,6 +103,8 @@ def restart(
     group.last_seq = group.staged_seq = last_seq
     group.last_origin = last_origin
     group.last_time = max(group.last_time, last_time) if role is Role.PRIMARY else last_time
+    if role is Role.PRIMARY:
+        group.write_time.observe(group.last_time)
     group.applied = Applied(last_seq, group.last_time, last_origin)
     group.facts.numbered_here = numbered_here
     group.destaged_mark = (last_seq, group.last_time, last_origin)

@@ -119,11 +119,11 @@ class StorageSystem:
         recovered = all(group.read_error is None for group in self.groups.values())
         self._begin_times(lost=bool(self.groups) and not (recovered and (clean or self._intact)))
         self.catalogue.put_fact("clean", False)
-        self.note_run()
         for group in self.groups.values():
             if group.read_error is None:
                 self.catalogue.put_document("group", group.name, group_document(group))
             self.start_background(group.name)
+        self.note_run()  # last: until the incarnations are kept, what lies behind the ends found would be a proof
         self.checkpointer.start()
 
     def _begin_times(self, *, lost: bool) -> None:
@@ -144,7 +144,14 @@ class StorageSystem:
         """Read a group's journal and redo what the disks lack; returns how many records, None when it is held."""
         window = self.catalogue.get_documents("destaging").get(group.name, {})
         current = window.get("start_ordinal") == group.facts.start_ordinal
-        redone = await recover_group(group, self._files, window["reached"] if current else 0, intact=self._intact)
+        # What a run that knew its journal to be whole has found damaged is no end of the journal to later ones either.
+        damaged = group.name in self.catalogue.get_documents("damaged")
+        intact = self._intact or damaged
+        redone = await recover_group(group, self._files, window["reached"] if current else 0, intact=intact)
+        if redone is not None and damaged:
+            self.catalogue.delete_document("damaged", group.name)
+        elif redone is None and intact and isinstance(group.read_error, Corrupt):
+            self.catalogue.put_document("damaged", group.name, {"error": str(group.read_error)})
         fault = str(group.read_error) if redone is None else None
         facts = {"group": group.name, "records": redone or 0, "last": group.last_seq, "fault": fault}
         self.report("group-recovered", facts)
@@ -369,6 +376,7 @@ class StorageSystem:
             await self.stop_background(name)
             self.keep_write_time()  # its journal said so until now
             self.catalogue.delete_document("destaging", name)
+            self.catalogue.delete_document("damaged", name)
             self.catalogue.delete_document("group", name)
             self.drop_group(name)
 

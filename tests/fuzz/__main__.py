@@ -18,10 +18,15 @@ TARGETS = {
     "nbd_transmission": "controllerd.targets.nbd",
     "transfer_frames": "controllerd.replication",
     "transfer_link": "controllerd.replication",
+    "transfer_primary": "controllerd.replication",
+    "transfer_secondary": "controllerd.replication",
     "journal": "controllerd.storage",
     "catalogue": "controllerd.storage",
+    "data_directory": "controllerd.storage",
     "configuration": "controllerd.config",
     "management": "controllerd.management",
+    "management_port": "controllerd.management",
+    "mgmtctl_answers": "mgmtctl",
 }
 """Module with a function ``run``, and the package whose coverage guides it."""
 

@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from tests.fuzz.__main__ import TARGETS
 
-SLOW = {"catalogue": 150, "configuration": 400, "management": 20}
-"""Targets that make files, and how many inputs they get here; the others get 1000."""
+SLOW = {
+    "catalogue": 150,
+    "configuration": 400,
+    "data_directory": 60,
+    "management": 20,
+    "management_port": 10,
+    "mgmtctl_answers": 40,
+    "transfer_primary": 20,
+    "transfer_secondary": 30,
+}
+"""Targets that make files or whole sites, and how many inputs they get here; the others get 1000."""
 
 
 @pytest.mark.parametrize("name", TARGETS)

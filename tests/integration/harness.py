@@ -33,7 +33,7 @@ WAIT_LIMIT_S = 60.0
 ORDER_LIMIT_S = 30.0
 DISK_BYTES = 256 << 20
 _TOKEN = "integration-token-0123456789"
-_KEY = "integration-key-0123456789abcdef"
+SHARED_KEY = "integration-key-0123456789abcdef"
 
 
 class HarnessFailed(Exception):
@@ -120,7 +120,7 @@ class Controller:
         self.directory.mkdir()
         key = self.directory / "key"
         key.touch(mode=0o600)
-        key.write_text(_KEY)
+        key.write_text(SHARED_KEY)
         text = f"""
             [controller]
             name = "{self.name}"

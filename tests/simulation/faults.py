@@ -15,12 +15,14 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from tests.simulation.at_rest import spoil_journal
 from tests.simulation.disk import POWER_LOSSES, Loss
 from tests.simulation.machine import PORT
 
 if TYPE_CHECKING:
     from tests.simulation.disk import SimulatedFile
     from tests.simulation.machine import Site
+    from tests.simulation.network import Path
     from tests.simulation.world import World
 
 
@@ -147,6 +149,46 @@ class PowerLossEverywhere(PowerLoss):
                 self.world.loop.call_later(early.random() * 0.5, site.boot)
 
 
+class PowerLossUnheard(PowerLoss):
+    """A synchronous secondary loses its power, and when it is back its primaries are not heard for a while.
+
+    What it had confirmed and not synced may be missing, and nobody can say so: hosts go on at the primaries.
+    """
+
+    name = "F3 power cut of an unheard mirror"
+
+    def begin(self) -> None:
+        world = self.world
+        self._sites = []
+        self._paths: list[Path] = []
+        synchronous = [leg for leg in world.plan.legs if leg.mode == "sync"]
+        if not synchronous:
+            return
+        mirror = world.sites[self.rng.choice(synchronous).secondary]
+        self.where = mirror.name
+        primaries = sorted({leg.primary for leg in synchronous if leg.secondary == mirror.name})
+        if self.rng.random() < 0.3:
+            primaries = [self.rng.choice(primaries)]
+        for primary in primaries:
+            self._paths += world.network.path(primary, mirror.name), world.network.path(mirror.name, primary)
+        for path in self._paths:
+            path.blocked = True
+        self._sites = [mirror]
+        self._cut()
+        world.reached("an unheard mirror lost its power")
+        world.loop.call_later(self.rng.random() * 0.3, mirror.boot)
+
+    def duration_s(self) -> float:
+        """Long enough for the secondary to show by itself what it has."""
+        return 0.5 + self.rng.random() * self.longest_s
+
+    def end(self) -> None:
+        for path in self._paths:
+            path.blocked = False
+        self.world.network.kick()
+        super().end()
+
+
 class Pause(Fault):
     """The daemon stands still and goes on later, late for everything."""
 
@@ -269,6 +311,43 @@ class SpoiltRead(Fault):
     def end(self) -> None:
         if self._site.disk.spoil == self._spoil:
             self._site.disk.spoil = None
+
+
+class RotAtRest(Fault):
+    """A record in a journal is damaged for good: by rot, or because another write landed there (F17)."""
+
+    name = "F15 rot at rest"
+
+    def begin(self) -> None:
+        self._site = site = self.pick_site()
+        if not site.serving:
+            return
+        group = site.storage.groups[self.rng.choice(sorted(site.storage.groups))]
+        if group.read_error is None and spoil_journal(site.disk, group, self.rng):
+            self.world.damage(site.name, group.name)
+            self.world.reached("a journal was damaged at rest")
+        if self.rng.random() < 0.5:  # else it is found when a peer or the apply loop needs it, or never
+            site.end(self.rng.choice((Loss.KILL, *POWER_LOSSES)))
+
+    def end(self) -> None:
+        self._site.boot()
+
+
+class RotInCatalogue(Fault):
+    """A row of a catalogue is damaged while its site is down: the controller does not start again."""
+
+    name = "F16 rot in a catalogue"
+
+    def begin(self) -> None:
+        self._site = site = self.pick_site()
+        if not site.serving or site.catalogue is None:
+            return
+        site.end(Loss.KILL)
+        site.catalogue.spoil(self.rng)
+        self.world.damage(site.name)
+
+    def end(self) -> None:
+        self._site.boot()
 
 
 class SlowDisk(Fault):
@@ -428,9 +507,12 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
-RARE: Final = (("SpoiltRead", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, SpoiltRead)}
+_RARE: Final[tuple[tuple[type[Fault], float], ...]] = (
+    (SpoiltRead, 0.1), (PowerLossUnheard, 0.1), (RotAtRest, 0.06), (RotInCatalogue, 0.02),
+)  # fmt: skip
+"""Faults with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((fault.__name__, share) for fault, share in _RARE)
+BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, *(fault for fault, _ in _RARE))}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
 

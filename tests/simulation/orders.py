@@ -72,12 +72,19 @@ class TakeOver(Order):
 
     async def run(self) -> None:
         world = self.world
-        target = world.sites[self.rng.choice(sorted({leg.secondary for leg in world.plan.legs}))]
+        targets = self._targets()
+        if not targets:
+            return
+        target = world.sites[self.rng.choice(targets)]
         groups = sorted({leg.group for leg in world.plan.legs if leg.secondary == target.name})
         upstream = {site for group in groups for site in world.upstream(group, target.name)}
         async with world.taking_over:
             if all(world.writer_of[group] in upstream for group in groups):
                 await self._take_over(target, groups, sorted(upstream))
+
+    def _targets(self) -> list[str]:
+        """Who may take over."""
+        return sorted({leg.secondary for leg in self.world.plan.legs})
 
     async def _take_over(self, target: Site, groups: list[str], upstream: list[str]) -> None:
         world = self.world
@@ -119,6 +126,25 @@ class WarnedTakeOver(TakeOver):
 
     warned = True
     weight = 1.0
+
+
+class TakeOverInDoubt(TakeOver):
+    """A synchronous secondary loses its power, and then its primaries are lost: it takes over with what it has.
+
+    Not one that another site follows, which would know what it has lost (ARCHITECTURE, known limits).
+    """
+
+    def _targets(self) -> list[str]:
+        legs = self.world.plan.legs
+        return sorted({leg.secondary for leg in legs if leg.mode == "sync"} - {leg.primary for leg in legs})
+
+    async def _prepare(self, target: Site, groups: list[str], upstream: list[str]) -> None:
+        target.end(self.rng.choice(POWER_LOSSES))
+        if self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.random() * 0.5)  # hosts go on, or wait
+        self._lose(upstream)
+        target.boot()
+        self.world.reached("takeover in doubt")
 
 
 class SplitBrain(TakeOver):
@@ -178,9 +204,10 @@ class Look(Order):
 
 ORDERS: Final[tuple[type[Order], ...]] = (TakeOver, WarnedTakeOver, Suspend, Look)
 KINDS: Final = tuple((order.__name__, order.weight) for order in ORDERS)
-RARE: Final = (("SplitBrain", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {order.__name__: order for order in (*ORDERS, SplitBrain)}
+_RARE: Final[tuple[tuple[type[Order], float], ...]] = ((SplitBrain, 0.1), (TakeOverInDoubt, 0.1))
+"""Orders with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((order.__name__, share) for order, share in _RARE)
+BY_NAME: Final = {order.__name__: order for order in (*ORDERS, *(order for order, _ in _RARE))}
 
 
 async def play(world: World, kind: str, number: int, at: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -65,3 +66,43 @@ def test_every_byte_of_a_record(record: int) -> None:
         finally:
             left.destroy()
     machine.destroy()
+
+
+@pytest.mark.parametrize("loss", [Loss.KILL, Loss.ALL], ids=["same run of the machine", "another"])
+def test_damage_that_a_kill_cannot_have_made_stays_an_alarm(loss: Loss) -> None:
+    """Only the run that knows that nothing can be missing can tell; the next one took it for the end of the journal."""
+    machine = Machine.make(random.Random(1), dataclasses.replace(settings(), boot="1"))
+    assert machine.run(_write_three)
+    machine.crash(Loss.KILL)
+    machine.disk.rot(SEGMENT, DATA_START + RECORD, bit=0)
+
+    async def held(system: StorageSystem) -> None:
+        assert "record 2 is damaged" in (system.groups["g"].describe_fault() or "")
+        await system.stop()
+
+    assert machine.run(held)
+    machine.crash(loss)
+    if loss is Loss.ALL:
+        machine.settings = dataclasses.replace(machine.settings, boot="2")
+    assert machine.run(held)
+    machine.crash(Loss.KILL)
+    machine.disk.rot(SEGMENT, DATA_START + RECORD, bit=0)  # as it was
+
+    async def works(system: StorageSystem) -> None:
+        assert system.groups["g"].describe_fault() is None
+        assert system.groups["g"].last_seq == 3
+
+    assert machine.run(works)
+    machine.destroy()
+
+
+async def _write_three(system: StorageSystem) -> None:
+    """Records 1 to 3, and none says that one is durable."""
+    system.create_disk("d", f"{DATA}/disks/d.img", 4 * REGION)
+    system.create_pool("p", ["d"])
+    group = system.create_group("g")
+    volume, _ = system.create_volume("v", SIZE, pool="p", group="g")
+    for number in (1, 2, 3):
+        group.stage_write(volume, number * WRITE, memoryview(bytes([number]) * WRITE))
+    group.commit()
+    await group.make_durable()

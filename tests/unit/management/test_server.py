@@ -216,6 +216,31 @@ async def test_connections_without_a_request_make_room_for_those_with_one(start:
                 assert b"200 OK" in await closed(reader)
 
 
+@pytest.mark.parametrize("timeout_s", [0.2, 30.0], ids=["closed in time", "make room"])
+async def test_clients_that_take_no_answers_do_not_keep_others_out(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    """No token is needed for the description of the API, and it is long."""
+    monkeypatch.setattr(server_module, "ANSWER_TIMEOUT_S", timeout_s)
+    path = str(tmp_path / "m.sock")
+    await start(path=Path(path), max_connections=4)
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]  # uvicorn serves one less
+        for sock in greedy:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, path)
+        for _ in range(12):  # more than the sockets take
+            for sock in greedy:
+                with contextlib.suppress(OSError):
+                    await loop.sock_sendall(sock, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.sleep(0.05)
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(_HEALTH)
+        assert b"200 OK" in await closed(reader)
+        writer.close()
+
+
 async def test_stop_waits_for_the_order_under_way(start: Start, controller: FakeController) -> None:
     started, release = asyncio.Event(), asyncio.Event()
 

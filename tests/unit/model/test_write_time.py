@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controllerd.model.errors import BadOrder
-from controllerd.model.write_time import LOST_STEP, MAX_CARRIED, Source, make_write_time
+from controllerd.model.write_time import LOST_STEP, MAX_CARRIED, MAX_HEARD, Source, make_write_time
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
@@ -151,7 +151,14 @@ def test_upstream_time_without_room_above_it_is_refused(source: Source) -> None:
     times = make_write_time(source)
     with pytest.raises(BadOrder):
         times.pass_on(MAX_CARRIED + 1, 0)
-    assert times.pass_on(MAX_CARRIED, 0) == MAX_CARRIED
+
+
+@pytest.mark.parametrize("source", ["host", "clock"])
+def test_time_at_the_end_of_all_times_leaves_room_for_those_of_others(source: Source) -> None:
+    times = make_write_time(source)
+    assert times.pass_on(MAX_CARRIED, 0) == MAX_HEARD
+    assert times.pass_on_tick(MAX_CARRIED, 0) in (MAX_HEARD, MAX_HEARD + 1)
+    assert times.pass_on(MAX_CARRIED, 0) < MAX_HEARD + 3
 
 
 def test_carried_time_without_room_above_it_is_refused() -> None:

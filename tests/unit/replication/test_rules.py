@@ -272,6 +272,11 @@ def test_newest_run_of_a_number_is_remembered(runs: list[tuple[int, int]]) -> No
     record.runs = []
     model: dict[int, int] = {}
     for first, incarnation in runs:
+        before = model.get(first - 1, 0)
+        if before > incarnation:  # a run that was over
+            with pytest.raises(Corrupt, match=f"after run {before}"):
+                record.note_run(first, incarnation)
+            continue
         record.note_run(first, incarnation)
         model = {number: run for number, run in model.items() if number < first}
         model |= dict.fromkeys(range(first, 60), incarnation)

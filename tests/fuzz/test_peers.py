@@ -1,0 +1,153 @@
+"""Peers that have the key and break a rule: what they sent once had an effect beyond their own pair."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import pytest
+from crc32c import crc32c
+
+from controllerd.model.pair_state import Role
+from controllerd.model.records import Kind, encode_header
+from controllerd.replication.frames import Frame, encode_data_header
+from controllerd.replication.links import Link
+from controllerd.replication.messages import Accept, Pull
+from controllerd.replication.pair_record import Mode, PairSpec, PairVolume
+from tests.fuzz.stage import ATTACKER, BLOCK, SIZE, TARGET, Stage
+
+_GENERATION: Final = 77
+_KEY: Final = 1001
+_LATEST: Final = (1 << 63) - 1
+
+
+class _Primary:
+    """X as the primary of group g at T. ``accept``: what it answers to the first PULL."""
+
+    def __init__(self, stage: Stage, accept: Accept) -> None:
+        self.stage = stage
+        self.pulls: list[Pull] = []
+        self.links: list[Link] = []
+        self._accept = accept
+        stage.attacker.on_request = self._requested
+
+    async def start(self, mode: Mode) -> None:
+        stage = self.stage
+        await stage.attacker.listen()
+        await stage.build(["g"])
+        order = PairSpec(
+            ATTACKER, "g", TARGET, "g", (PairVolume("v", "g-v", _KEY, SIZE),), mode=mode, domain="x", connections=1,
+        )  # fmt: skip
+        assert stage.target.life is not None
+        await stage.target.life.perform(stage.target.pairs.create(Role.SECONDARY, order))
+
+    def _requested(self, link: Link, frame: Frame) -> None:
+        self.pulls.append(Pull.decode_untrusted(frame.payload))
+        self.links.append(link)
+        self.stage.attacker.send(link, self._accept.encode())
+
+    def record(self, sequence: int, time: int, incarnation: int = 1) -> bytes:
+        """A frame with one record."""
+        data = bytes(BLOCK)
+        raw = encode_header(
+            Kind.WRITE, sequence=sequence, time=time, generation=_GENERATION, incarnation=incarnation, volume=_KEY,
+            offset=0, length=BLOCK, data_crc=crc32c(data),
+        ) + data  # fmt: skip
+        return encode_data_header(_GENERATION, sequence, 1, len(raw)) + raw
+
+
+def _accept(generation: int = _GENERATION, time_source: str = "clock") -> Accept:
+    return Accept(generation, 0, 0, time_source, 0, 1, False, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_records_beyond_the_credit_end_the_session(mode: Mode) -> None:
+    """They were all kept in memory once the journal was full."""
+    stage = Stage(mode, "cache")
+    primary = _Primary(stage, _accept())
+
+    async def scenario() -> None:
+        await primary.start(mode)
+        await stage.until(lambda: len(primary.links) == 2, "T pulls")
+        await asyncio.sleep(0.1)
+        link = primary.links[-1]
+        for sequence in range(1, 1001):
+            stage.attacker.send(link, primary.record(sequence, 5))  # nothing of one time can be shown, and leave
+        end_s = stage.loop.now_s + 2
+        while stage.loop.now_s < end_s and not link.closed:
+            await asyncio.sleep(0.001)
+            stage.look()
+        await asyncio.sleep(0.1)
+        assert "credit" in stage.target.pairs.secondaries[f"{ATTACKER}:g-{TARGET}:g"].receiver.reason
+        await stage.friends_are_well()
+
+    stage.run(scenario())
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_time_at_the_end_of_all_times_is_not_given_to_other_groups(mode: Mode) -> None:
+    """The writes of all other groups were then later than a peer takes, for ever."""
+    stage = Stage(mode, "cache")
+    primary = _Primary(stage, _accept())
+
+    async def scenario() -> None:
+        await primary.start(mode)
+        await stage.until(lambda: len(primary.links) == 2, "T pulls")
+        await asyncio.sleep(0.1)
+        stage.attacker.send(primary.links[-1], primary.record(1, _LATEST))
+        group = stage.target.storage.groups["g"]
+        await stage.until(lambda: group.durable_seq >= 1, "the record is journaled")
+        await stage.friends_are_well()
+        await stage.restart()
+        await stage.friends_are_well()
+
+    stage.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "accept", [_accept(0), _accept(1 << 32), _accept(time_source=""), _accept(time_source="moon")], ids=str
+)
+def test_impossible_acceptance_is_refused_after_a_wait(accept: Accept) -> None:
+    """Generation 0 was taken for a beginning again and again, each time with a checkpoint."""
+    stage = Stage("async", "cache")
+    primary = _Primary(stage, accept)
+
+    async def scenario() -> None:
+        await primary.start("async")
+        await asyncio.sleep(3)
+        pair = stage.target.pairs.secondaries[f"{ATTACKER}:g-{TARGET}:g"]
+        assert not pair.record.generation
+        assert "ACCEPT" in pair.receiver.reason
+        assert len(primary.pulls) < 60
+        await stage.friends_are_well()
+
+    stage.run(scenario())
+
+
+async def _journaled_runs(primary: _Primary) -> None:
+    stage = primary.stage
+    await primary.start("async")
+    await stage.until(lambda: len(primary.links) == 2, "T pulls")
+    await asyncio.sleep(0.1)
+    for sequence, incarnation in ((1, 3), (2, 3), (3, 1)):
+        stage.attacker.send(primary.links[-1], primary.record(sequence, sequence, incarnation))
+    group = stage.target.storage.groups["g"]
+    await stage.until(lambda: group.last_seq >= 2, "records are journaled")
+    await asyncio.sleep(0.1)
+
+
+def test_run_of_the_primary_that_was_over_is_refused() -> None:
+    """The next start took the record for damage, and held the group."""
+    stage = Stage("async", "cache")
+    primary = _Primary(stage, _accept())
+
+    async def scenario() -> None:
+        await _journaled_runs(primary)
+        pair = stage.target.pairs.secondaries[f"{ATTACKER}:g-{TARGET}:g"]
+        assert "run 1 of X, after run 3" in pair.record.reason
+        await stage.restart()
+        assert stage.target.storage.groups["g"].describe_fault() is None
+        assert stage.target.storage.groups["g"].last_seq == 2
+        await stage.friends_are_well()
+
+    stage.run(scenario())
