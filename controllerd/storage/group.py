@@ -327,12 +327,12 @@ class Group:
             self.on_pressure()  # regions that were zeroed whole come back with a checkpoint
         return sequence
 
-    def stage_tick(self, time: int) -> int:
-        """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
+    def stage_tick(self, time: int, kind: Kind = Kind.TICK) -> int:
+        """Stage a time tick or another silent record: nothing older than ``time`` (ns) will follow (spec §4.3)."""
         if self.iov_size + HEADER_SIZE > self.journal.room:
             raise self.no_room(HEADER_SIZE)
         self.ticks_written += 1
-        return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time))
+        return self._stage_record(kind, None, 0, 0, max(time, self.last_time))
 
     def _stage_record(self, kind: Kind, volume: Volume | None, offset: int, length: int, time: int) -> int:
         """Stage a record without data."""

@@ -33,6 +33,12 @@ REGRESSIONS = (
     (2001784, Cut(frozenset({0, 1, 3, 6, 7}), steps=21), "half a plan was read when the other half failed"),
     (2003254, Cut(steps=0), "a limit was older than the base of the pair that it came through"),
     (3000119, Cut(), "numbers that one group had shown before a restart were waited for in others"),
+    (3000119, Cut(orders=frozenset({0, 100}), steps=24), "what a mirror got again after a power loss was shown late"),
+    (11000017, Cut(), "a mirror in doubt dropped what it surely had, and the next site went on with the old journal"),
+    (11000084, Cut(orders=frozenset({0}), steps=0), "an empty journal was lost to a start that could not write"),
+    (11000302, Cut(steps=31), "what waited for room was journaled, and passed on, behind the cut of a takeover"),
+    (11000321, Cut(), "a full journal held up what another group had got again"),
+    (10001894, Cut(frozenset({1, 2, 3}), steps=8), "writes with numbers that a power loss took were not counted"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 

@@ -33,9 +33,15 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
              "        return min((group.settle() for group in self._groups.values() if group.records), default=0)\n"),
     )),
     Defect("numbers are skipped in sequence mode", "I5", ("unit:tests/unit/model/test_apply_plan.py",), (
-        Edit(_PLAN, "            steps = _merge_numbers(self._groups, self.next_number, limit, self.known)\n",
+        Edit(_PLAN, "            steps = _merge_numbers(self._groups, self.next_number, limit, known, doubts)\n",
              "            heads = [group.records[0][0] for group in self._groups.values() if group.records]\n"
-             "            steps = _merge_numbers(self._groups, min(heads, default=self.next_number), limit, 0)\n"),
+             "            steps = _merge_numbers(self._groups, min(heads, default=self.next_number), limit, 0, doubts)\n"),
+    )),
+    Defect("a cut lies in what a mirror lost and got again", "I5", ("unit:tests/unit/model/test_apply_doubt.py",), (
+        Edit(_PLAN, "        if len(self._groups) == 1:\n            return []\n", "        if self._groups:\n            return []\n"),
+    )),
+    Defect("what a mirror gets again is not marked", "I5", (_REGRESSIONS,), (
+        Edit(_SECONDARY, "                self._mark(Kind.DOUBT)\n", "                pass\n"),
     )),
     Defect("a slice ends inside a shared write time", "I5", ("unit:tests/unit/model/test_apply_plan.py",), (
         Edit(_PLAN, "            shared = False\n        elif", "            shared = False\n        elif taken >= limit:\n            break\n        elif"),

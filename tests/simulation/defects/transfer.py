@@ -66,8 +66,8 @@ TRANSFER: Final[tuple[Defect, ...]] = (
              "            if time < last_time:\n                raise self._out_of_order(name, last_seq"),
     )),
     Defect("begin one record too late after a reconnect", "I1 I19", (), (
-        Edit(_SENDER, "Session(pull.epoch, max(pull.next_seq, start_seq + 1), pull.credit)",
-             "Session(pull.epoch, max(pull.next_seq + (self.epoch > 0), start_seq + 1), pull.credit)"),
+        Edit(_SENDER, "max(pull.next_seq, start_seq + 1), pull.credit",
+             "max(pull.next_seq + (self.epoch > 0), start_seq + 1), pull.credit"),
     )),
     Defect("a secondary with records of a lost run goes on", "I1 I2 I19", (), (
         Edit(_PRIMARY, "        if last > group.last_seq:\n", "        if False:\n"),
