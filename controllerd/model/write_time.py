@@ -12,7 +12,7 @@ Three sources, one small class each (spec §3.3):
 What a reader would get wrong: a secondary applies *strictly before* the oldest arrived time,
 because more writes with an equal time may still be on their way. So times may repeat, and a
 time that was given to a write becomes visible only after something later has arrived in every
-group. ``tick`` makes that something. In host mode nothing else moves the time while no host
+group. ``tick`` makes that something. In host mode little else moves the time while no host
 carries one, so there ticks are needed on busy groups too, not only on idle ones.
 """
 
@@ -36,6 +36,12 @@ Else one peer with a wrong clock could use up the times that the writes of all o
 LOST_STEP: Final = 1 << 40
 """Step over the numbers that a power loss may have taken: more than journals can hold that are not durable yet."""
 
+SHARED_MAX: Final = 1 << 20
+"""Bytes of records that may share a time: far less than the smallest journal holds.
+
+A secondary must keep all of them until something later has arrived. If they filled its journal, nothing ever would.
+"""
+
 HOST_AHEAD_NS: Final = 3_600_000_000_000
 """How far ahead of the controller's clock a host's time may be, if nothing else is said."""
 
@@ -58,12 +64,17 @@ class WriteTime(Protocol):
         """How many carried times became ``last``: those older than it, and those too far ahead to be believed."""
         ...
 
-    def stamp(self, now: int, carried: int | None) -> int:
-        """Return the time of the next host write. ``carried`` is the time it brought, or None; ``now`` in ns."""
+    def stamp(self, now: int, carried: int | None, size: int) -> int:
+        """Return the time of the next host write, whose record has ``size`` bytes.
+
+        ``carried`` is the time it brought, or None; ``now`` in ns.
+        """
         ...
 
-    def pass_on(self, carried: int, now: int) -> int:
+    def pass_on(self, carried: int, now: int, size: int) -> int:
         """Return the time of a write that an upstream controller has already given ``carried`` (RC ¶58-59).
+
+        ``size``: bytes of its record.
 
         Raises:
             BadOrder: ``carried`` is above MAX_CARRIED; refuse the record.
@@ -115,9 +126,12 @@ class HostTime:
     only if a write got it since the last move: an idle controller comes to rest, and the
     remembered time stays as close to the hosts' clock as it can. A host whose clock is so
     coarse that its next write carries the time from before the move is clamped by that 1 ns.
+
+    Ticks may be far apart: none are given while a peer is not connected. So the time also moves
+    by 1 ns when more than SHARED_MAX bytes would have it.
     """
 
-    __slots__ = ("_ahead_ns", "_used", "clamped", "last")
+    __slots__ = ("_ahead_ns", "_shared", "_used", "clamped", "last")
     source: Final = "host"
 
     def __init__(self, last: int = 0, ahead_ns: int = HOST_AHEAD_NS) -> None:
@@ -126,41 +140,52 @@ class HostTime:
         self.clamped = 0
         # A restored ``last`` was given to some write of the run before.
         self._used = last > 0
+        self._shared = 0
+        """Bytes of records that got ``last``."""
 
-    def stamp(self, now: int, carried: int | None) -> int:
+    def stamp(self, now: int, carried: int | None, size: int) -> int:
         """See WriteTime."""
-        self._used = True
         if carried is None:
-            return self.last
+            return self._use(size)
         if carried > now + self._ahead_ns:
             self.clamped += 1
-            return self.last
-        return self.pass_on(carried, now)
+            return self._use(size)
+        return self.pass_on(carried, now, size)
 
-    def pass_on(self, carried: int, now: int) -> int:
+    def pass_on(self, carried: int, now: int, size: int) -> int:
         """See WriteTime; the upstream controller has judged it by its clock (RC ¶58)."""
-        self._used = True
         carried = _heard(carried)
         if carried > self.last:
-            self.last = carried
+            self._move(carried)
         elif carried < self.last:
             self.clamped += 1
+        return self._use(size)
+
+    def _use(self, size: int) -> int:
+        """A record of ``size`` bytes gets the remembered time, or the next one if that has been given to enough."""
+        if self._used and self._shared + size > SHARED_MAX:
+            self._move(self.last + 1)
+        self._used = True
+        self._shared += size
         return self.last
+
+    def _move(self, time: int) -> None:
+        self.last = time
+        self._used = False
+        self._shared = 0
 
     def pass_on_tick(self, carried: int, now: int) -> int:
         """See WriteTime."""
         carried = _heard(carried)
         if carried > self.last:
-            self.last = carried
-            self._used = False
+            self._move(carried)
             return carried
         return self.tick(now)
 
     def tick(self, now: int) -> int:
         """See WriteTime and the class. ``now`` is not used."""
         if self._used:
-            self.last += 1
-            self._used = False
+            self._move(self.last + 1)
         return self.last
 
     def observe(self, time: int) -> None:
@@ -186,7 +211,7 @@ class ClockTime:
         self.last = last
         self.clamped = 0
 
-    def stamp(self, now: int, carried: int | None) -> int:
+    def stamp(self, now: int, carried: int | None, size: int) -> int:
         """See WriteTime. What a host carried is ignored: this controller's clock decides."""
         last = self.last + 1
         if now > last:
@@ -194,7 +219,7 @@ class ClockTime:
         self.last = last
         return last
 
-    def pass_on(self, carried: int, now: int) -> int:
+    def pass_on(self, carried: int, now: int, size: int) -> int:
         """See WriteTime: the upstream clock decides (spec §4.4), as long as it is ahead of what was handed out.
 
         Clamped times go on by 1 ns: were they equal, the writes of a busy controller whose clock is behind
@@ -213,7 +238,7 @@ class ClockTime:
 
     def tick(self, now: int) -> int:
         """See WriteTime."""
-        return self.stamp(now, None)
+        return self.stamp(now, None, 0)
 
     def observe(self, time: int) -> None:
         """See WriteTime."""
@@ -238,12 +263,12 @@ class SequenceTime:
         self.last = last
         self.clamped = 0
 
-    def stamp(self, now: int, carried: int | None) -> int:
+    def stamp(self, now: int, carried: int | None, size: int) -> int:
         """See WriteTime. ``now`` and ``carried`` are not used."""
         self.last += 1
         return self.last
 
-    def pass_on(self, carried: int, now: int) -> int:
+    def pass_on(self, carried: int, now: int, size: int) -> int:
         """See WriteTime: the upstream number means nothing here, the write gets an own one (RC ¶59)."""
         self.last += 1
         return self.last

@@ -261,7 +261,7 @@ class Group:
         last = (offset + length - 1) >> shift
         if not volume.map[first] or (last != first and 0 in volume.map[first + 1 : last + 1]):
             volume.reserve(first, last)
-        time = self.write_time.stamp(self.clock(), carried)
+        time = self.write_time.stamp(self.clock(), carried, size)
         if time < self.last_time:
             time = self.last_time
         self.last_time = time
@@ -321,7 +321,7 @@ class Group:
         kind = Kind.TRIM if trim else Kind.ZEROES
         sequence = self.staged_seq
         for start in range(0, length, MAX_RANGE):
-            time = max(self.write_time.stamp(self.clock(), carried), self.last_time)
+            time = max(self.write_time.stamp(self.clock(), carried, HEADER_SIZE), self.last_time)
             sequence = self._stage_record(kind, volume, offset + start, min(MAX_RANGE, length - start), time)
         if volume.pool.short:
             self.on_pressure()  # regions that were zeroed whole come back with a checkpoint

@@ -114,9 +114,10 @@ class Reception:
             for (origin, carried, kind, key, offset, length, _, data), (flags, data_crc) in zip(
                 entries, seals, strict=True
             ):
-                after = size + HEADER_SIZE + (0 if data is None else length)
+                taken = HEADER_SIZE + (0 if data is None else length)
+                after = size + taken
                 if after > room:
-                    raise group.no_room(after - size)
+                    raise group.no_room(taken)
                 volume = check_received(group, kind, key, offset, length)
                 if volume is not None:
                     reserve(volume, kind, offset, length)
@@ -124,7 +125,7 @@ class Reception:
                     time = pass_on_tick(carried, now)
                     ticks += 1
                 else:
-                    time = pass_on(carried, now)
+                    time = pass_on(carried, now, taken)
                 if time > last_time:
                     last_time = time
                 sequence += 1

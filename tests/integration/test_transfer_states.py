@@ -14,7 +14,7 @@ from controllerd.model.errors import BadOrder, Conflict, Corrupt, DiskFailed, Mi
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.pair_record import PairVolume
 from controllerd.replication.pairs import PairManager
-from tests.integration.transfer_site import MIB, Site, caught_up, connect, connected, pair, spec, until
+from tests.integration.transfer_site import MIB, SMALL_JOURNAL, Site, caught_up, connect, connected, pair, spec, until
 
 
 @pytest.fixture
@@ -266,6 +266,20 @@ async def test_throttle_lets_hosts_wait_and_then_suspends(tmp_path: Path) -> Non
     await b.start()
     for site in (a, b):
         await site.stop()
+
+
+async def test_more_writes_without_times_of_their_own_than_a_secondarys_journal_holds_are_shown(tmp_path: Path) -> None:
+    """Ticks, which let writes that share a time be shown, are given while the secondary is connected only."""
+    host_times = {"time_source": "host"}
+    a = Site("A", tmp_path / "A", storage={**host_times, "journal_bytes": 64 * MIB})
+    b = Site("B", tmp_path / "B", storage={**host_times, **SMALL_JOURNAL})
+    async with connected(a, b, {"g": ["v"]}):
+        await pair(a, "g", b)
+        await b.crash()
+        await write_much(a, 20 * MIB)
+        await b.start()
+        await caught_up(a, b, "g")
+        assert await b.image("v") == await a.image("v")
 
 
 async def write_much(site: Site, size: int) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from controllerd.model import write_time
 from controllerd.model.errors import RemoteCopyError
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication import sender
@@ -39,6 +40,8 @@ QUIET_BOUND_S: Final = 60.0
 DAMAGE_SETTLES_S: Final = 15.0
 """By then all sites know what damage at rest means for their pairs."""
 RECORD_ROOM: Final = 1024
+SHARED: Final = 64 << 10
+"""Bytes that may share a write time, beside journals of four small segments."""
 
 
 @dataclass
@@ -580,11 +583,14 @@ class World:
 def small_pieces(size: int) -> Iterator[None]:
     """Let frames and segments be small enough that they fill, roll and are cut."""
     kept = (journal.PIECE_MAX, journal.READ_BATCH, journal.INDEX_STEP, journal_ranges.TAIL_BATCH, sender.FRAME_BYTES)
+    shared = write_time.SHARED_MAX
     journal.PIECE_MAX = 2 * max(size, MAX_WRITE) + MAX_WRITE + RECORD_ROOM  # type: ignore[misc]
     journal.READ_BATCH = journal.INDEX_STEP = journal_ranges.TAIL_BATCH = size  # type: ignore[misc]
     sender.FRAME_BYTES = size  # type: ignore[misc]
+    write_time.SHARED_MAX = SHARED  # type: ignore[misc]
     try:
         yield
     finally:
         journal.PIECE_MAX, journal.READ_BATCH, journal.INDEX_STEP = kept[:3]  # type: ignore[misc]
         journal_ranges.TAIL_BATCH, sender.FRAME_BYTES = kept[3:]  # type: ignore[misc]
+        write_time.SHARED_MAX = shared  # type: ignore[misc]

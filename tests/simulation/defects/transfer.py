@@ -98,14 +98,14 @@ TRANSFER: Final[tuple[Defect, ...]] = (
              "        self.last = last = now\n"),
     )),
     Defect("the host's write time is ignored", "I5 I11", ("unit:tests/unit/model/test_write_time.py",), (
-        Edit(_TIME, "        self._used = True\n        if carried is None:\n            return self.last\n",
-             "        self._used = True\n        if True:\n            return self.last\n"),
+        Edit(_TIME, "        if carried is None:\n            return self._use(size)\n",
+             "        if True:\n            return self._use(size)\n"),
     )),
     Defect("an older write time of a host is taken as it is", "I11", ("unit:tests/unit/model/test_write_time.py",), (
-        Edit(_TIME, "        if carried > self.last:\n            self.last = carried\n        elif carried < self.last:\n"
+        Edit(_TIME, "        if carried > self.last:\n            self._move(carried)\n        elif carried < self.last:\n"
              "            self.clamped += 1\n", "        self.last = carried\n"),
-        Edit(_GROUP, "        time = self.write_time.stamp(self.clock(), carried)\n        if time < self.last_time:\n"
-             "            time = self.last_time\n", "        time = self.write_time.stamp(self.clock(), carried)\n"),
+        Edit(_GROUP, "        time = self.write_time.stamp(self.clock(), carried, size)\n        if time < self.last_time:\n"
+             "            time = self.last_time\n", "        time = self.write_time.stamp(self.clock(), carried, size)\n"),
     )),
     Defect("write times begin anew after a restart", "I5 I11", ("unit:tests/unit/storage/test_group_rules.py",), (
         Edit(_RECOVERY, "    group.write_time.observe(group.last_time if own else min(group.last_time, MAX_HEARD))\n", ""),

@@ -39,7 +39,7 @@ class Ticks:
     def write(self, name: str, carried: int | None = None) -> None:
         group = self.groups[name]
         group.last_seq += 1
-        group.last_time = self.time.stamp(self.now, carried)
+        group.last_time = self.time.stamp(self.now, carried, 1)
 
     def turn(self, wanted: str = "") -> str:
         """One look; returns the groups that got a tick."""
