@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from controllerd.model.apply_plan import FinalPlan
-from controllerd.model.errors import Busy, NotFound
+from controllerd.model.errors import Busy, NotFound, RemoteCopyError
 from controllerd.model.lag import LEAST_S
 from controllerd.model.pair_state import PairEvent, PairState, Role, next_state
 from controllerd.model.records import DATA_KINDS
@@ -202,14 +202,30 @@ class Takeover:
             JournalFailed, DiskFailed, NoSpace: what arrived cannot be made durable or visible; call
                 again when it can.
         """
-        domain, context = self._domain, self._context
+        domain = self._domain
         if not self._pairs:
             raise NotFound(f"apply domain {domain.name} has no secondary group here")
         done = self._done()
         if done is not None:
             return done
-        kept = context.storage.catalogue.get_documents(TABLE).get(domain.name)
-        if kept is not None and is_undecided(kept):
+        try:
+            return await self._run()
+        except RemoteCopyError as error:
+            if self._decided() is not None:  # nothing is pulled any more, which needs a reason for people
+                reason = f"the takeover of domain {domain.name} is not finished, order it again: {error}"
+                for pair in self._pairs:
+                    pair.receiver.reason = reason
+            raise
+
+    def _decided(self) -> dict[str, Any] | None:
+        """What was decided and is not finished."""
+        kept = self._context.storage.catalogue.get_documents(TABLE).get(self._domain.name)
+        return kept if kept is not None and is_undecided(kept) else None
+
+    async def _run(self) -> TakeoverReport:
+        domain = self._domain
+        decided = self._decided()
+        if decided is not None:
             self._close_reads()  # a run before may have applied a part of the cut
         for pair in self._pairs:  # before anything is decided: what such a group has is not known
             _check_group(pair.group)
@@ -217,7 +233,7 @@ class Takeover:
             next_state(pair.record.state, PairEvent.TAKEOVER)
         clock = _Phases()
         try:
-            intent = kept if kept is not None and is_undecided(kept) else await self._prepare(clock)
+            intent = decided or await self._prepare(clock)
         except BaseException:
             domain.thaw()
             for pair in self._pairs:

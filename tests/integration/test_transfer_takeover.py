@@ -168,6 +168,8 @@ async def test_reader_of_a_takeover_that_cannot_be_finished_gets_an_error(
         await b.pairs.takeover()
     with pytest.raises(Busy):
         await b.get("v", 0)
+    for status in b.pairs.status():
+        assert status.link_reason == "the takeover of domain default is not finished, order it again: full"
     monkeypatch.undo()
     await b.pairs.takeover()
     assert await check_prefix(b, 10) >= 9

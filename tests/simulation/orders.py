@@ -56,7 +56,8 @@ class Order:
                 except Died:
                     world.reached(f"crash during {name}")
                 except RemoteCopyError as error:
-                    if error.code not in ("busy", "no-space", "journal-failed", "disk-failed"):
+                    asked = any("order it again" in status.link_reason for status in site.pairs.status())
+                    if not asked and error.code not in ("busy", "no-space", "journal-failed", "disk-failed"):
                         return number, None, error.code
                     world.reached(f"{name} answered {error.code}")
             await asyncio.sleep(RETRY_S)
