@@ -20,7 +20,7 @@ demo: ## Three controllers, real data, kill -9 and takeover, on this machine (AR
 	@deploy/setup demo
 	@$(BIN)/python -m deploy.demo.run $(ARGS)
 
-test: ## Run the whole test suite (ARGS="-k journal" for a part of it)
+test: ## Run the whole test suite (ARGS="-k journal" for a part; SIMULATE_MINUTES=5 of fresh simulated seeds)
 	@deploy/setup test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
@@ -40,13 +40,16 @@ fuzz: ## Fuzz what comes from outside, a minute for each target (ARGS="--seconds
 	@deploy/setup test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: ## Kill real controllers at every system call, fill disks, stop daemons, cut links; takes hours
+# Two idle cores take about 40 minutes. MINUTES=n: cases drawn with SEEDS, until the time is up. EVERY=1: every call; hours.
+faults: ## Kill real controllers at steps and calls, fill disks, cut links; an hour (MINUTES=20: a part)
 	@deploy/setup test
-	@REMOTECOPY_FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+	@REMOTECOPY_FAULTS=$(if $(EVERY),every,all) REMOTECOPY_FAULTS_MINUTES=$(MINUTES) \
+		REMOTECOPY_FAULTS_ORDER=$(if $(MINUTES),$(or $(SEEDS),$(shell date +%s))) \
+		$(BIN)/python -m pytest -n $(JOBS) tests/faults $(ARGS)
 
-defects: ## Plant every known mistake in a copy of the source, and see it caught (ARGS="--only flush")
+defects: ## Plant every known mistake in a copy of the source, and see it caught: 15 minutes (MINUTES=5, ARGS="--only flush")
 	@deploy/setup test
-	@$(BIN)/python -m tests.simulation.defects $(ARGS)
+	@$(BIN)/python -m tests.simulation.defects $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 lint: style imports types ## Run all static checks, the fast ones first
 

@@ -207,7 +207,7 @@ class NbdSection(Section):
         ge=0,
         le=1000,
         description="Microseconds for which a busy host's next request is looked for before the controller sleeps: "
-        "shorter answers for hosts with few requests in flight, for some processor time; 0: never.",
+        "shorter answers for a host that is alone and has few requests in flight, for some processor time; 0: never.",
     )
     max_option_bytes: Size = sized(64 * KIB, 8 * KIB, MIB, "Longest option of a handshake; longer ones are refused.")
     max_in_flight: int = Field(

@@ -13,6 +13,10 @@ older than T may be applied, as more writes with the time T may be on their way.
 nothing, so one with the time T is passed once all that is older has been, and an idle group
 comes to rest with nothing pending.
 
+A synchronous secondary that lost its power has, of each group, what its disk kept, and gets the rest
+again with later times. So a cut between what is in front of DOUBT in a group and SURE would show writes
+without those before them: it goes from one side to the other in one plan (see `_Group.doubts`).
+
 Feed ``arrive`` with what is durable here if the result may reach disks (architecture §4).
 
 Source: RC ¶40-47 (claim 3), ¶54; spec §5.1-5.2; invariants I5, I11.
@@ -21,13 +25,15 @@ Source: RC ¶40-47 (claim 3), ¶54; spec §5.1-5.2; invariants I5, I11.
 from __future__ import annotations
 
 import heapq
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from controllerd.model.errors import Conflict, Corrupt, NotFound
-from controllerd.model.records import Kind
+from controllerd.model.records import SILENT_KINDS, Kind
 
 Mode = Literal["time", "sequence"]
 Order = Literal["time", "sequence"]
@@ -36,7 +42,16 @@ Step = tuple[str, int]
 Pending = tuple[int, int, int]
 """Write time, sequence number, kind of a record."""
 
-_TICK: Final = int(Kind.TICK)
+Doubt = tuple[int, float]
+"""(low, high): no cut lies above ``low`` and not above ``high``, the time of the last record that came again.
+
+Infinite while SURE has not arrived.
+"""
+
+_DOUBT: Final = int(Kind.DOUBT)
+_SURE: Final = int(Kind.SURE)
+_TICKS: Final = frozenset({int(Kind.TICK)})
+_SEAMS: Final = frozenset({_DOUBT, _SURE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +90,30 @@ class _Group:
     records: deque[Pending] = field(default_factory=deque)
     promise_seq: int = 0
     promise_time: int = 0
+    doubts: list[Doubt] = field(default_factory=list)
+    doubted_seq: int = 0
+    """Number of the DOUBT that no SURE has followed."""
+
+    def doubt(self, before: int) -> None:
+        """The newest record is a DOUBT or SURE; the one in front of it has the time ``before``."""
+        doubts = self.doubts
+        _, seq, kind = self.records[-1]
+        doubts[:] = [doubt for doubt in doubts if doubt[1] >= self.applied_time]
+        if kind == _SURE:
+            # Without DOUBT a crash came while all this was being applied.
+            low = doubts.pop()[0] if doubts and doubts[-1][1] == math.inf else self.applied_time
+            later = itertools.takewhile(lambda record: record[1] > self.doubted_seq, reversed(self.records))
+            high = next((record[0] for record in later if record[2] not in SILENT_KINDS), None)
+            if high is not None:  # else nothing came again: nothing was lost
+                doubts.append((low, high))
+            self.doubted_seq = 0
+        elif not doubts or doubts[-1][1] != math.inf:
+            doubts.append((before, math.inf))
+            self.doubted_seq = seq
+
+    def complete_time(self, doubts: list[Doubt]) -> int:
+        """Return the time up to which nothing is missing; ``doubts``: those that count."""
+        return min([self.settle(), *(doubt[0] for doubt in self.doubts if doubt in doubts)])
 
     def settle(self) -> int:
         """Return the latest arrived time, after taking in a promise that has become valid."""
@@ -123,20 +162,30 @@ class ApplyDomain:
         group = self._groups.get(name) or self._group(name)
         if seq != group.arrived_seq + 1 or time < group.arrived_time:
             raise self._out_of_order(name, group.arrived_seq, group.arrived_time, seq, time)
+        before = group.arrived_time
         group.arrived_seq = seq
         group.arrived_time = time
         group.records.append((time, seq, kind))
+        if kind >= _DOUBT:
+            group.doubt(before)
 
     def arrive_many(self, name: str, records: Iterable[Pending]) -> None:
         """Take in (time, seq, kind) of many records; like ``arrive`` for each, and nothing at all if one is refused."""
         group = self._group(name)
         accepted = list(records)
         last_seq, last_time = group.arrived_seq, group.arrived_time
-        for time, seq, _ in accepted:
+        highest = 0
+        for time, seq, kind in accepted:
             if seq != last_seq + 1 or time < last_time:
                 raise self._out_of_order(name, last_seq, last_time, seq, time)
             last_seq = seq
             last_time = time
+            if kind > highest:
+                highest = kind
+        if highest >= _DOUBT:
+            for time, seq, kind in accepted:
+                self.arrive(name, seq, time, kind)
+            return
         group.arrived_seq = last_seq
         group.arrived_time = last_time
         group.records.extend(accepted)
@@ -158,7 +207,29 @@ class ApplyDomain:
         """Return T, below which everything has arrived; 0 without groups. In sequence mode the next number."""
         if self.mode == "sequence":
             return self.next_number
+        return _in_front_of(self._doubts(), self._line())
+
+    def _line(self) -> int:
         return min((group.settle() for group in self._groups.values()), default=0)
+
+    def _doubts(self) -> list[Doubt]:
+        """What no cut may lie in. One group by itself is always consistent."""
+        if len(self._groups) == 1:
+            return []
+        return [doubt for group in self._groups.values() for doubt in group.doubts if doubt[1] >= group.applied_time]
+
+    def doubt_waits_for(self, name: str) -> bool:
+        """Whether a later time of the group ``name`` is all that is needed to get past the doubts."""
+        highest = max((high for _, high in self._doubts()), default=math.inf)
+        return highest < math.inf and [n for n, group in self._groups.items() if group.settle() <= highest] == [name]
+
+    def needed_number(self) -> int:
+        """Sequence mode: the number that each group has to arrive at so that more is shown; 0 if nothing waits."""
+        heads = [group.records[0][0] for group in self._groups.values() if group.records]
+        if not heads:
+            return 0
+        needed = _behind(self._doubts(), min(heads))
+        return min(heads) if needed is None else max(min(heads), needed - 1)
 
     def holder(self) -> tuple[str, int] | None:
         """Return the group that holds the line back, and T. None without groups.
@@ -245,11 +316,12 @@ class ApplyDomain:
         cut_time = self.oldest_arrived()
         if self.mode == "time":
             rest = self._steps_at_line(cut_time, cut_seqs)
-            steps += rest
-            cut_seqs.update(rest)
         else:
+            rest = self._silent_through(math.inf, cut_seqs, _SEAMS)
             used = (time for name, group in groups.items() for time, seq, _ in group.records if seq <= cut_seqs[name])
             cut_time = max(cut_time, 1 + max(used, default=0))
+        steps += rest
+        cut_seqs.update(rest)
         dropped = {
             name: (cut_seqs[name] + 1, group.arrived_seq)
             for name, group in groups.items()
@@ -270,23 +342,26 @@ class ApplyDomain:
         )  # fmt: skip
 
     def _choose(self, limit: int) -> list[Step]:
+        doubts = self._doubts()
         if self.mode == "sequence":
-            steps = _merge_numbers(self._groups, self.next_number, limit, self.known)
+            # Within a group numbers only rise: one that no group has is not to come once each has arrived beyond it.
+            known = max(self.known, _in_front_of(doubts, self._line() + 1))
+            steps = _merge_numbers(self._groups, self.next_number, limit, known, doubts)
             return steps if self.order == "time" else _one_step_each(steps)
         line = self.oldest_arrived()
         if self.order == "time":
-            steps = _merge_times(self._groups, line, limit)
+            steps = _merge_times(self._groups, line, limit, doubts)
         else:
-            steps = _steps_below(self._groups, _bound(self._groups, line, limit))
-        return steps or self._ticks_through(line, {})
+            steps = _steps_below(self._groups, _bound(self._groups, line, limit, doubts))
+        return steps or self._silent_through(line, {}, _TICKS)
 
-    def _ticks_through(self, line: int, after: dict[str, int]) -> list[Step]:
-        """Steps over the ticks up to the time ``line`` that come next in each group, behind ``after``."""
+    def _silent_through(self, line: float, after: dict[str, int], kinds: frozenset[int]) -> list[Step]:
+        """Steps over the records of ``kinds`` up to the time ``line`` that come next in each group behind ``after``."""
         steps = []
         for name, group in sorted(self._groups.items()):
             through = None
-            for time, seq, kind in _behind(group, after.get(name, 0)):
-                if time > line or kind != _TICK:
+            for time, seq, kind in _later(group, after.get(name, 0)):
+                if time > line or kind not in kinds:
                     break
                 through = seq
             if through is not None:
@@ -297,16 +372,21 @@ class ApplyDomain:
         """Steps of a takeover beyond ``cut_seqs``, which covers what is older than ``line``."""
         # No more records come that a tick could be ahead of: what has only ticks left has lost nothing.
         newest = max((group.arrived_time for group in self._groups.values()), default=line)
-        steps = self._ticks_through(newest, cut_seqs)
+        steps = self._silent_through(newest, cut_seqs, SILENT_KINDS)
         after = cut_seqs | dict(steps)
-        holders = [name for name, group in self._groups.items() if group.settle() == line]
+        doubts = [doubt for doubt in self._doubts() if doubt[1] >= line]
+        holders = [name for name, group in self._groups.items() if group.complete_time(doubts) == line]
         writers = []
         for name, group in self._groups.items():
-            record = next(_behind(group, after[name]), None)
+            record = next(_later(group, after[name]), None)
             if record is not None and record[0] == line:
                 writers.append(name)
         if len(holders) == 1 and writers == holders:
-            steps.append((holders[0], self._groups[holders[0]].arrived_seq))
+            name = holders[0]
+            records = _later(self._groups[name], after[name])
+            here = itertools.takewhile(lambda record: record[0] == line and record[2] != _DOUBT, records)
+            steps.append((name, max(seq for _, seq, _ in here)))
+            steps += self._silent_through(newest, cut_seqs | dict(steps), SILENT_KINDS)
         return steps
 
     def _refuse_repeated_numbers(self) -> None:
@@ -323,12 +403,28 @@ class ApplyDomain:
                 )  # fmt: skip
 
 
-def _behind(group: _Group, seq: int) -> Iterator[Pending]:
+def _in_front_of(doubts: list[Doubt], cut: int) -> int:
+    """Return the latest cut up to ``cut`` that lies in no doubt."""
+    while inside := [low for low, high in doubts if low < cut <= high]:
+        cut = min(inside)
+    return cut
+
+
+def _behind(doubts: list[Doubt], cut: int) -> int | None:
+    """Return the earliest cut from ``cut`` on that lies in no doubt, None if there is none yet."""
+    while inside := [high for low, high in doubts if low < cut <= high]:
+        if max(inside) == math.inf:
+            return None
+        cut = int(max(inside)) + 1
+    return cut
+
+
+def _later(group: _Group, seq: int) -> Iterator[Pending]:
     """Pending records above ``seq``."""
     return (record for record in group.records if record[1] > seq)
 
 
-def _merge_times(groups: dict[str, _Group], line: int, limit: int) -> list[Step]:
+def _merge_times(groups: dict[str, _Group], line: int, limit: int, doubts: list[Doubt]) -> list[Step]:
     """Steps in the order (time, group, seq) over about ``limit`` records older than ``line``.
 
     Ends between two times, or inside a time that only one group has. A heap entry per group,
@@ -350,13 +446,19 @@ def _merge_times(groups: dict[str, _Group], line: int, limit: int) -> list[Step]
     while heads:
         time, name, seq, records = heads[0]
         if time != last_time:
-            if taken >= limit:
+            if taken >= limit and _behind(doubts, time) == time:
                 break
             last_time = time
             shared = False
         elif name != last_name:
             shared = True
-        elif taken >= limit and not shared and all(head[0] != time or head[1] == name for head in heads):
+        elif (
+            taken >= limit
+            and not shared
+            and all(head[0] != time or head[1] == name for head in heads)
+            and _behind(doubts, time) == time
+            and _behind(doubts, time + 1) == time + 1
+        ):
             break
         if name != last_name:
             if last_name is not None:
@@ -374,7 +476,7 @@ def _merge_times(groups: dict[str, _Group], line: int, limit: int) -> list[Step]
     return steps
 
 
-def _merge_numbers(groups: dict[str, _Group], number: int, limit: int, known: int) -> list[Step]:
+def _merge_numbers(groups: dict[str, _Group], number: int, limit: int, known: int, doubts: list[Doubt]) -> list[Step]:
     """Steps over at most ``limit`` consecutive numbers from ``number``. Ends before a number that two groups have.
 
     Numbers below ``known`` that no group has are passed.
@@ -390,7 +492,7 @@ def _merge_numbers(groups: dict[str, _Group], number: int, limit: int, known: in
         heads[first[0]] = (name, first[1], records)
     steps: list[Step] = []
     taken = 0
-    while taken < limit and heads:
+    while heads and (taken < limit or _behind(doubts, number) != number):
         if number not in heads:
             passed = min([known, *heads])
             if passed <= number or passed not in heads:
@@ -401,7 +503,9 @@ def _merge_numbers(groups: dict[str, _Group], number: int, limit: int, known: in
             taken += 1
             number += 1
             following = next(records, None)
-            if following is None or following[0] != number or number in heads or taken >= limit:
+            if following is None or following[0] != number or number in heads:
+                break
+            if taken >= limit and _behind(doubts, number) == number:
                 break
             through = following[1]
         steps.append((name, through))
@@ -416,7 +520,7 @@ def _one_step_each(steps: list[Step]) -> list[Step]:
     return sorted(dict(steps).items())
 
 
-def _bound(groups: dict[str, _Group], line: int, limit: int) -> int:
+def _bound(groups: dict[str, _Group], line: int, limit: int, doubts: list[Doubt]) -> int:
     """Return a time up to ``line`` below which there are about ``limit`` pending records, at least one if any is."""
     active = [group.records for group in groups.values() if group.records and group.records[0][0] < line]
     if sum(map(len, active)) <= limit:
@@ -425,7 +529,8 @@ def _bound(groups: dict[str, _Group], line: int, limit: int) -> int:
     nearest = min(records[0][0] for records in active)
     shares = [records[share][0] for records in active if len(records) > share]
     # All that have the oldest time go together, however many they are.
-    return max(nearest + 1, min([line, *shares]))
+    bound = _behind(doubts, max(nearest + 1, min([line, *shares])))
+    return line if bound is None else min(line, bound)
 
 
 def _steps_below(groups: dict[str, _Group], bound: int) -> list[Step]:

@@ -59,12 +59,20 @@ class Kind(enum.IntEnum):
     TRIM = 3
     MARKER = 4
     TICK = 5
+    DOUBT = 6
+    """The records before are those that a power loss left; lost ones come again, with later times, up to SURE."""
+    SURE = 7
+    """Nothing that was lost before the last DOUBT is missing any more."""
     NOTE = 16
     """Local to one journal: carries only ``durable``; has no sequence number of its own and is never applied."""
 
 
 DATA_KINDS: Final = frozenset((int(Kind.WRITE), int(Kind.ZEROES), int(Kind.TRIM)))
 """What a host's write, of whatever kind, becomes."""
+SILENT_KINDS: Final = frozenset((int(Kind.TICK), int(Kind.DOUBT), int(Kind.SURE)))
+"""What only says when other records may be shown."""
+EMPTY_KINDS: Final = SILENT_KINDS | {int(Kind.MARKER)}
+"""What has a number and is about no volume."""
 
 
 class Flag(enum.IntFlag):

@@ -7,10 +7,6 @@ Never: journals, talks to peers, or promotes; and never waits inside a slice.
 What a reader would get wrong: ``arrived`` must be called with durable records only, in
 order; after a restart everything the journals hold is durable (architecture §4).
 
-In sequence mode numbers of this domain are consecutive, unless the primary gave some to
-groups that have no pair, or left some out after a power loss. A number that no group can
-bring any more, because each has arrived beyond it, is passed: within a group numbers only rise.
-
 Source: RC ¶40-47, ¶54; spec §5; invariants I1, I5, I11.
 """
 
@@ -24,12 +20,11 @@ from typing import Final
 
 from controllerd.model.apply_plan import ApplyDomain, FinalPlan, Mode, Order, Pending
 from controllerd.model.errors import BadOrder, RemoteCopyError
-from controllerd.model.records import Kind
+from controllerd.model.records import SILENT_KINDS
 from controllerd.replication.ports import GroupPort, Report
 
 RETRY_S: Final = 1.0
 STILL_NS: Final = 200_000_000
-_TICK: Final = int(Kind.TICK)
 
 
 @dataclass(slots=True)
@@ -171,7 +166,7 @@ class DomainApplier:
             return False
         before = self._positions()
         try:
-            steps = self._plan.plan(self._slice) or self._pass_unused_number()
+            steps = self._plan.plan(self._slice)
             for name, through in steps:
                 self.applied_records += self._members[name].group.apply_through(through)
             self._plan.confirm()
@@ -193,18 +188,6 @@ class DomainApplier:
 
     def _positions(self) -> list[int]:
         return [member.group.applied_seq for member in self._members.values()]
-
-    def _pass_unused_number(self) -> list[tuple[str, int]]:
-        """Sequence mode: pass numbers that no group of the domain has; see above."""
-        plan = self._plan
-        if self.mode != "sequence" or not self._members:
-            return []
-        positions = [plan.position(name) for name in self._members]
-        heads = [next(plan.remaining(name))[1] for name in self._members if plan.pending(name)]
-        if not heads or min(heads) <= plan.next_number or any(p.arrived_time < min(heads) for p in positions):
-            return []
-        plan.next_number = min(heads)
-        return plan.plan(self._slice)
 
     def _failed(self, error: RemoteCopyError) -> None:
         if self.fault is None:
@@ -252,8 +235,6 @@ class DomainApplier:
 
     def final_plan(self) -> FinalPlan:
         """What a takeover would apply and drop now; changes nothing."""
-        if self.mode == "sequence":
-            self._pass_unused_number()
         return self._plan.final_plan()
 
     # ---- what is asked for ---------------------------------------------------------------
@@ -285,17 +266,22 @@ class DomainApplier:
         found = [(self._plan.position(name).arrived_time, name) for name in self._members]
         return (min(found)[1], min(found)[0]) if found else None
 
+    def doubt_waits_for(self, name: str) -> bool:
+        """Whether a later write time of group ``name``, and nothing else, would let what was lost and came be shown."""
+        member = self._members.get(name)
+        fed = member is not None and member.group.durable_seq == member.group.last_seq
+        return fed and not self._frozen and self._plan.doubt_waits_for(name)
+
     def tick_wanted(self, name: str) -> bool:
         """Whether a later write time of group ``name`` would let something be shown."""
         member = self._members.get(name)
         if member is None or member.group.durable_seq < member.group.last_seq:
             return False  # what is here and not yet durable may do
-        if not any(entry.kind != _TICK for other in self._members.values() for entry in other.group.pending):
+        if not any(entry.kind not in SILENT_KINDS for other in self._members.values() for entry in other.group.pending):
             return False  # ticks are not worth a tick
         holder = self.holder()
         if holder is None or self.mode == "time":
             return holder is not None and holder.group == name
         # Numbers of several groups are under way all the time: only what stands still asks for a tick.
-        heads = [next(self._plan.remaining(other))[1] for other in self._members if self._plan.pending(other)]
-        waits = self._plan.position(name).arrived_time < min(heads)
+        waits = self._plan.position(name).arrived_time < self._plan.needed_number()
         return waits and self._clock() - holder.since > STILL_NS

@@ -16,12 +16,11 @@ from crc32c import crc32c
 
 from controllerd.model.apply_plan import Pending
 from controllerd.model.errors import Corrupt
-from controllerd.model.records import HEADER, HEADER_SIZE, MAGIC, MAX_DATA, MAX_RANGE, VERSION, Kind
+from controllerd.model.records import EMPTY_KINDS, HEADER, HEADER_SIZE, MAGIC, MAX_DATA, MAX_RANGE, VERSION, Kind
 from controllerd.storage.pending import Entry
 
 _WRITE: Final = int(Kind.WRITE)
 _RANGES: Final = frozenset({int(Kind.ZEROES), int(Kind.TRIM)})
-_EMPTY: Final = frozenset({int(Kind.TICK), int(Kind.MARKER)})
 _CHECKED: Final = HEADER_SIZE - 4
 _TIME_END: Final = 1 << 63
 """Write times (ns) are earlier, in the year 2262: after a takeover each host write needs a later one that fits."""
@@ -82,7 +81,7 @@ def parse_batch_untrusted(raw: memoryview, first: int, count: int, generation: i
                 raise _wrong(expected, "data is damaged")
             entry_append(make((sequence, time, kind, volume, offset, length, origin, data)))
         else:
-            if (kind not in _EMPTY) if kind not in _RANGES else not 0 < length <= MAX_RANGE:
+            if (kind not in EMPTY_KINDS) if kind not in _RANGES else not 0 < length <= MAX_RANGE:
                 raise _wrong(expected, f"kind {kind} with length {length}")
             position = start
             entry_append(make((sequence, time, kind, volume, offset, length, origin, None)))

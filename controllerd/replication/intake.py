@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from controllerd.model.apply_plan import Pending
 from controllerd.model.arrival import Arrival
 from controllerd.model.errors import Busy, Corrupt, NoSpace, RemoteCopyError
-from controllerd.model.records import Kind
+from controllerd.model.records import SILENT_KINDS, Kind
 from controllerd.replication.batch import Batch, parse_batch_untrusted
 from controllerd.replication.frames import MAX_DATA_PAYLOAD, Frame
 from controllerd.replication.ports import GroupPort
@@ -34,12 +34,11 @@ RETRY_S: Final = 0.25
 """Wait before a record is tried again that found no room."""
 SYNC_BYTES: Final = 4 << 20
 """Synchronous leg: bytes journaled after which a sync begins without being asked for."""
-_TICK: Final = int(Kind.TICK)
 
 
 def _first_hidden(group: GroupPort) -> Entry | None:
-    """The oldest write of the group that is pending: every record before it is visible, or a tick."""
-    return next((entry for entry in group.pending if entry.kind != _TICK), None)
+    """The oldest write of the group that is pending: every record before it is visible, or shows nothing."""
+    return next((entry for entry in group.pending if entry.kind not in SILENT_KINDS), None)
 
 
 class IntakeEvents(Protocol):
@@ -370,11 +369,14 @@ class SyncIntake:
                 self._events.received_run(max(first, needed), incarnation)
                 self._incarnation = incarnation
 
-    def local_tick(self, time: int) -> None:
-        """The upstream link is down: promise downstream that nothing older than ``time`` follows (spec §4.3)."""
-        sequence = self._group.stage_tick(time)
+    def local_tick(self, time: int, kind: Kind = Kind.TICK) -> None:
+        """The upstream link is down: promise downstream that nothing older than ``time`` follows (spec §4.3).
+
+        ``kind``: of the record that says so, DOUBT or SURE around what is sent again after a power loss.
+        """
+        sequence = self._group.stage_tick(time, kind)
         self._group.commit()
-        self._marks.append((sequence, self._group.last_origin, 0, [(self._group.last_time, sequence, int(Kind.TICK))]))
+        self._marks.append((sequence, self._group.last_origin, 0, [(self._group.last_time, sequence, int(kind))]))
         self.sync()
 
     def _interval_over(self) -> None:

@@ -184,12 +184,16 @@ class Refuse(_Json):
 
 @dataclass(frozen=True, slots=True)
 class Fence(_Json):
-    """The secondary was taken over up to ``cut_seq``: the primary must take no more writes (I16)."""
+    """The secondary was taken over up to ``cut_seq``: the primary must take no more writes (I16).
+
+    ``incarnation``: the primary's run that this record is of, 0 if it is from before the pair.
+    """
 
     frame: ClassVar[FrameType] = FrameType.FENCE
     pair: str
     generation: int
     cut_seq: int
+    incarnation: int
     reason: str
 
 

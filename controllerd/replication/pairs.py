@@ -115,6 +115,8 @@ class PairManager:
         self._kept.restore()
         for pair in self.secondaries.values():
             pair.prove_contact()
+            if not self._takeovers.under_way(pair.record.spec.domain):
+                pair.doubt()
         for group in storage.groups.values():
             group.set_retention(RECOVERED, None)
         storage.guard = self.refuse_change
@@ -318,6 +320,7 @@ class PairManager:
         await self._detach(pair, farewell)
         if group.role is Role.SECONDARY:
             if record.spec.mode == "sync":
+                pair.end_doubt()
                 await group.make_durable()
                 while group.applied_seq < group.last_seq:
                     group.apply_through(group.applied_seq + 256)
@@ -404,6 +407,7 @@ class PairManager:
                     self._join_domain(secondary)
                 secondary.contact.applied(secondary.intake.applied_seq)
                 if not self._takeovers.under_way(secondary.record.spec.domain):
+                    secondary.doubt()
                     secondary.start()
         group.set_retention(RECOVERED, None)
 

@@ -239,7 +239,7 @@ class PrimaryPair:
             if fence.reason:
                 reason += f" ({fence.reason})"
             self.group.refuse_writes(ReadOnly(f"group {self.group.name}: {reason}"))
-            record.diverged = {"cut_seq": fence.cut_seq, "last_seq": self.group.complete_seq}
+            record.diverged = {"cut_seq": self._last_shared(fence), "last_seq": self.group.complete_seq}
             self._context.move(record, PairEvent.TAKEOVER, reason)
             self.differences.give_up()
             self.group.fail_waiting(self._fence_error())
@@ -251,6 +251,14 @@ class PrimaryPair:
         self._fence_links.append(link)
         if self._counting is None:
             self._counting = asyncio.get_running_loop().create_task(self._answer_fence(record.diverged))
+
+    def _last_shared(self, fence: Fence) -> int:
+        """The last record that is the same here and in the image that was taken over.
+
+        A power loss here may have taken later ones, and hosts may have got their numbers for others since.
+        """
+        later = [first for first, incarnation in self.group.incarnations if incarnation > fence.incarnation > 0]
+        return min([fence.cut_seq, *(first - 1 for first in later)])
 
     async def _answer_fence(self, diverged: dict[str, int]) -> None:
         """Say what is here behind the cut, when that is counted and kept (I13)."""

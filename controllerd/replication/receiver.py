@@ -155,6 +155,7 @@ class Receiver:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        self.intake.begin_session()  # what waits for room is not journaled any more, either
 
     def poke(self) -> None:
         """Dial now, if there is no session."""

@@ -16,6 +16,7 @@ from typing import Final
 from controllerd.model.apply_plan import Mode, Pending
 from controllerd.model.errors import BadOrder, RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
+from controllerd.model.records import Kind
 from controllerd.replication.applier import DomainApplier
 from controllerd.replication.backoff import Backoff
 from controllerd.replication.contact import Contact
@@ -235,9 +236,37 @@ class SecondaryPair:
         if not (record.in_doubt or record.adrift_time):
             return
         if self.receiver.connected and self.intake.received_seq >= self.receiver.goal:
+            try:
+                self.end_doubt()
+            except RemoteCopyError:
+                return  # no room in the journal: with the next record
             record.in_doubt = False
             record.adrift_time = 0
             self._context.save(record)
+
+    def doubt(self) -> None:
+        """Say in the journal that this side may lack what it acknowledged; what comes again follows (I5)."""
+        if self.record.in_doubt and self.group.recovered and self.record.state is not PairState.SSWS:
+            try:
+                if self.group.write_time.source != "sequence":  # a number says nothing of how old the image is
+                    self.drift()
+                self._mark(Kind.DOUBT)
+            except RemoteCopyError as error:
+                if self.active:
+                    self.suspend(PairEvent.FAIL, str(error))
+
+    def end_doubt(self) -> None:
+        """Say in the journal, after `doubt`, that nothing more will come that was lost.
+
+        Raises:
+            NoSpace, JournalFailed: it cannot be journaled.
+        """
+        if self.record.in_doubt:
+            self._mark(Kind.SURE)
+
+    def _mark(self, kind: Kind) -> None:
+        assert isinstance(self.intake, SyncIntake)
+        self.intake.local_tick(self.group.write_time.pass_on_tick(0, self.now), kind)
 
     def received_run(self, first: int, incarnation: int) -> None:
         # Kept before the records are: after a crash it may name a run whose records are not here, never the reverse.
@@ -361,9 +390,11 @@ class SecondaryPair:
         settings = self._context.settings
         backoff = Backoff(settings.backoff_min_s, settings.fence_backoff_max_s, self._context.rng)
         record = self.record
+        cut_seq = int(str(facts["cut_seq"]))
         order = Fence(
-            record.spec.identity, int(str(facts["generation"])), int(str(facts["cut_seq"])), str(facts["reason"])
-        )
+            record.spec.identity, int(str(facts["generation"])), cut_seq, record.incarnation_of(cut_seq),
+            str(facts["reason"]),
+        )  # fmt: skip
         while True:
             try:
                 answer = await ask(settings, record.peer, order.encode())

@@ -75,8 +75,9 @@ class Source:
 class Session:
     """One epoch of one secondary."""
 
-    def __init__(self, epoch: int, next_seq: int, credit: int) -> None:
+    def __init__(self, epoch: int, generation: int, next_seq: int, credit: int) -> None:
         self.epoch = epoch
+        self.generation = generation
         self.next_seq = next_seq
         self.credit = credit
         self.sent_bytes = 0
@@ -158,7 +159,9 @@ class Sender:
         if session is None or session.epoch != pull.epoch:
             self.drop("a newer session took its place")
             self.epoch = pull.epoch
-            session = self.session = Session(pull.epoch, max(pull.next_seq, start_seq + 1), pull.credit)
+            session = self.session = Session(
+                pull.epoch, pull.generation, max(pull.next_seq, start_seq + 1), pull.credit
+            )
             self.connected_since = self._clock()
             journaled = session.next_seq - 1
             # A position is no confirmation: a stable mirror has journaled more than it may confirm (I4).
@@ -209,7 +212,9 @@ class Sender:
             self.drop(f"a connection was lost: {reason}")
 
     def check_silence(self, now_s: float, timeout_s: float) -> None:
-        """Close the session when a connection has been silent for too long."""
+        """Close the session when a connection has been silent for too long, or the group began anew (takeover)."""
+        if self.session is not None and self.session.generation != self.group.generation:
+            self.drop(f"group {self.group.name} has another generation now")
         if self.session is not None:
             for link in self.session.links:
                 if now_s - link.heard_s > timeout_s:

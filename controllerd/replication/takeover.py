@@ -323,6 +323,7 @@ class Takeover:
             restart = Restart(group, Role.PRIMARY, generation, cut.seqs[group.name], last_time=group.last_time)
             await self._context.storage.restart_groups([restart])
         else:
+            pair.end_doubt()
             group.apply_through(group.last_seq)
             await self._context.storage.change_role(group, Role.PRIMARY)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from controllerd.model.errors import RemoteCopyError
 from controllerd.model.pair_state import PairState, Role
 from controllerd.replication.context import Context
 from controllerd.replication.intake import SyncIntake
@@ -104,6 +105,13 @@ class PairTimer:
             if upstream and group.recovered and group.name not in fed | held:
                 groups[group.name] = group
         self._ticker.tick(self._ticker.look(groups.values(), lambda group: group.name in wanted))
+        for secondary in self._pairs.secondaries.values():
+            # Its journal is full of what can be shown once a later time of it is here: the primary's finds no room.
+            sure = secondary.active and not secondary.record.in_doubt
+            if sure and secondary.stall and secondary.domain.doubt_waits_for(secondary.group.name):
+                time = self._context.storage.write_time.pass_on_tick(0, self._context.clock())
+                with contextlib.suppress(RemoteCopyError):
+                    self._journal_tick(secondary.group, time)
 
     def _journal_tick(self, group: GroupPort, time: int) -> None:
         for secondary in self._pairs.secondaries.values():

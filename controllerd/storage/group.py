@@ -59,6 +59,7 @@ from controllerd.storage.reception import Reception
 from controllerd.storage.retention import Retention
 from controllerd.storage.volume import Volume
 
+_PRIMARY: Final = Role.PRIMARY  # looking a member up in its class takes 0.1 us with Python 3.11
 _WRITE: Final = int(Kind.WRITE)
 _HOST_TIME: Final = int(Flag.HOST_TIME)
 
@@ -248,7 +249,7 @@ class Group:
         length = len(data)
         if not length:
             raise BadOrder("a write of no bytes")
-        if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != "read-write":
+        if self.write_error is not None or self.role is not _PRIMARY or volume.access != "read-write":
             raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
         size = length + HEADER_SIZE
         if length > MAX_DATA:
@@ -313,7 +314,7 @@ class Group:
         """
         if no_hole:
             return self.stage_write(volume, offset, memoryview(bytes(length)), carried)
-        if self.write_error is not None or self.role is not Role.PRIMARY or volume.access != "read-write":
+        if self.write_error is not None or self.role is not _PRIMARY or volume.access != "read-write":
             raise self.refusal or ReadOnly(f"volume {volume.name} is read-only")
         if self.iov_size + HEADER_SIZE * (2 + length // MAX_RANGE) > self.journal.room:
             raise self.no_room(HEADER_SIZE)
@@ -326,12 +327,12 @@ class Group:
             self.on_pressure()  # regions that were zeroed whole come back with a checkpoint
         return sequence
 
-    def stage_tick(self, time: int) -> int:
-        """Stage a time tick: nothing older than ``time`` (ns) will follow in this group (spec §4.3)."""
+    def stage_tick(self, time: int, kind: Kind = Kind.TICK) -> int:
+        """Stage a time tick or another silent record: nothing older than ``time`` (ns) will follow (spec §4.3)."""
         if self.iov_size + HEADER_SIZE > self.journal.room:
             raise self.no_room(HEADER_SIZE)
         self.ticks_written += 1
-        return self._stage_record(Kind.TICK, None, 0, 0, max(time, self.last_time))
+        return self._stage_record(kind, None, 0, 0, max(time, self.last_time))
 
     def _stage_record(self, kind: Kind, volume: Volume | None, offset: int, length: int, time: int) -> int:
         """Stage a record without data."""
@@ -351,7 +352,7 @@ class Group:
         )
         self.iov += (header, b"")
         self.iov_size += HEADER_SIZE
-        if self.role is Role.PRIMARY:
+        if self.role is _PRIMARY:
             self._staged.append((volume, int(kind), offset, length, None))
         else:
             self.received.append(Entry(self.staged_seq, time, int(kind), key, offset, length, 0, None))
@@ -383,7 +384,7 @@ class Group:
         self.records_written += self.staged_seq + 1 - first
         for copy in self.fed:
             copy.note(staged, received)
-        if self.role is Role.PRIMARY:
+        if self.role is _PRIMARY:
             cached = size
             for volume, _, offset, length, data in staged:
                 if length == BLOCK and data is not None and volume is not None and not offset & BLOCK_MASK:
@@ -469,7 +470,7 @@ class Group:
     def applied_mark(self) -> tuple[int, int, int]:
         """(sequence, time, origin) of what is visible now."""
         applied = self.applied
-        origin = self.last_origin if self.role is Role.PRIMARY else applied.origin
+        origin = self.last_origin if self.role is _PRIMARY else applied.origin
         return applied.sequence, applied.time, origin
 
     def checkpointed(self, mark: tuple[int, int, int], retained: int) -> None:

@@ -85,6 +85,7 @@ class Journal:
         self.directory = directory
         self.group_id = group_id
         self.segment_bytes = segment_bytes
+        self._usable_end = segment_bytes - PIECE_MAX
         self.segments_max = max(2, segments_max)
         self.chain: deque[Segment] = deque()
         self.segment_files = SegmentFiles(files, directory, segment_bytes=segment_bytes, count_max=self.segments_max)
@@ -116,10 +117,10 @@ class Journal:
     @property
     def room(self) -> int:
         """Bytes that can be appended for sure, without another segment file being made."""
-        usable = self.segment_bytes - DATA_START - PIECE_MAX
-        current = self.chain[-1] if self.chain else None
-        rest = max(0, self.segment_bytes - current.end - PIECE_MAX) if current else 0
-        return rest + len(self.spares) * usable
+        room = len(self.spares) * (self._usable_end - DATA_START)
+        if self.chain and (rest := self._usable_end - self.chain[-1].end) > 0:
+            room += rest
+        return room
 
     @property
     def half_full(self) -> bool:

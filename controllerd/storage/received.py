@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from controllerd.model.errors import Corrupt
-from controllerd.model.records import HEADER_SIZE, Kind
+from controllerd.model.records import EMPTY_KINDS, HEADER_SIZE, Kind
 from controllerd.storage.journal import Journal
 from controllerd.storage.pending import Pending
 from controllerd.storage.volume import Volume
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # Plain numbers: these run for every record, and looking a member up in an enumeration costs more than the comparison.
 _WRITE: Final = int(Kind.WRITE)
-_NO_RANGE: Final = frozenset({int(Kind.TICK), int(Kind.MARKER)})
 
 
 def check_received(group: Group, kind: int, key: int, offset: int, length: int) -> Volume | None:
@@ -32,7 +31,7 @@ def check_received(group: Group, kind: int, key: int, offset: int, length: int) 
     Raises:
         Corrupt: the group has no such volume, or the range lies beyond its end.
     """
-    if kind in _NO_RANGE:
+    if kind in EMPTY_KINDS:
         return None
     volume = group.volumes.get(key)
     if volume is None:
@@ -113,7 +112,7 @@ class Applied:
                         reserve(volume, _WRITE, offset, length)
                         taken += volume.layers.write(offset, data)
                     taken += length
-                elif volume is not None and kind not in _NO_RANGE:
+                elif volume is not None and kind not in EMPTY_KINDS:
                     taken += _show_zeros(volume, offset, length)
                 pop()
                 self.sequence = sequence

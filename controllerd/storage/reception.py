@@ -11,7 +11,7 @@ Source: RC ¶34-39, ¶41, ¶57-59; spec §4.2, §4.4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from crc32c import crc32c
 from typing_extensions import Buffer
@@ -24,8 +24,6 @@ from controllerd.storage.received import check_received, reserve
 
 if TYPE_CHECKING:
     from controllerd.storage.group import Group
-
-_TICK: Final = int(Kind.TICK)
 
 
 class Reception:
@@ -122,7 +120,7 @@ class Reception:
                 volume = check_received(group, kind, key, offset, length)
                 if volume is not None:
                     reserve(volume, kind, offset, length)
-                if kind == _TICK:
+                if volume is None:
                     time = pass_on_tick(carried, now)
                     ticks += 1
                 else:

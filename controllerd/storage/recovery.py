@@ -72,10 +72,13 @@ async def recover_group(group: Group, files: Files, reached: int, *, intact: boo
         group.hold(error if isinstance(error, RemoteCopyError) else DiskFailed(f"group {group.name}: {error}"))
         return None
     last = group.journal.last
-    facts.incarnations = [*(run for run in facts.incarnations if run[0] <= last), (last + 1, group.incarnation + 1)]
-    with contextlib.suppress(JournalFailed):  # then the group can be read, and says why it takes no writes
+    before = facts.incarnations
+    facts.incarnations = [*(run for run in before if run[0] <= last), (last + 1, group.incarnation + 1)]
+    try:
         end_recovery(group)
         group.journal.sync_now()  # before the catalogue names the incarnation
+    except JournalFailed:  # the group can be read, and says why it takes no writes
+        facts.incarnations = before  # the next start has to find the journal that there is
     group.update_accepting()
     return redone
 

@@ -119,11 +119,11 @@ class StorageSystem:
         recovered = all(group.read_error is None for group in self.groups.values())
         self._begin_times(lost=bool(self.groups) and not (recovered and (clean or self._intact)))
         self.catalogue.put_fact("clean", False)
-        self.note_run()
         for group in self.groups.values():
             if group.read_error is None:
                 self.catalogue.put_document("group", group.name, group_document(group))
             self.start_background(group.name)
+        self.note_run()  # last: until the incarnations are kept, what lies behind the ends found would be a proof
         self.checkpointer.start()
 
     def _begin_times(self, *, lost: bool) -> None:

@@ -1,18 +1,26 @@
 """The fault matrix on real processes: a sample in the suite, the whole with REMOTECOPY_FAULTS=all (`make faults`).
 
+REMOTECOPY_FAULTS_MINUTES=n ends it: cases that have not begun by then are skipped. Which ones come first is drawn with
+the seed REMOTECOPY_FAULTS_ORDER.
+
 It needs root. Where the machine does not let it do what it has to, it is skipped; in CI it then fails.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 _HERE = Path(__file__).parent
+_MINUTES = float(os.environ.get("REMOTECOPY_FAULTS_MINUTES") or "inf")
+_ORDER = os.environ.get("REMOTECOPY_FAULTS_ORDER", "")
+_BEGUN_S = time.monotonic()
 _PROGRAMS = ("strace", "mount", "unshare", "ip", "tc", "iptables")
 _PROBES = (("unshare", "--mount", "--net", "true"), ("strace", "-o", "/dev/null", "true"))
 
@@ -25,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.slow)
         if missing:
             item.add_marker(pytest.mark.skip(reason=missing))
+
+    if _ORDER:
+        random.Random(_ORDER).shuffle(items)  # the same in every worker
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin nothing once the time is up."""
+    if time.monotonic() - _BEGUN_S > 60 * _MINUTES:
+        pytest.skip(f"{_MINUTES:g} minutes are over (order {_ORDER})")
 
 
 def _missing() -> str:

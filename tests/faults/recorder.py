@@ -12,8 +12,9 @@ import errno
 import itertools
 import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import uvloop
 
@@ -162,11 +163,15 @@ class Recorder:
     def _image(self, controller: Controller) -> bool:
         """Note it unless something was applied meanwhile: the volumes are read one after the other."""
         applied = _applied(controller)
-        shown = uvloop.run(self._images(controller))
+        shown = self.shown(controller)
         still = _applied(controller) == applied
         if still:
             self.history.add(Image(self.now, controller.name, shown))
         return still
+
+    def shown(self, controller: Controller) -> dict[str, tuple[int, ...]]:
+        """What each volume shows, by sector: the serial of a write, `ZEROS` or `DAMAGED`."""
+        return uvloop.run(self._images(controller))
 
     async def _images(self, controller: Controller) -> dict[str, tuple[int, ...]]:
         shown: dict[str, tuple[int, ...]] = {}
@@ -203,13 +208,18 @@ class Recorder:
             )
             self.history.add(Answered(self.now, number))
 
-    def take_over(self, controller: Controller, domain: str = "default") -> dict[str, Any]:
-        """Order a takeover and note it."""
+    @contextmanager
+    def ordered(self, controller: Controller, name: str) -> Iterator[None]:
+        """Note that the block gives an order, and that it was carried out."""
         number = next(self._request)
-        self.history.add(Ordered(self.now, number, controller.name, "takeover", ""))
-        answer = controller.takeover(domain)
+        self.history.add(Ordered(self.now, number, controller.name, name, ""))
+        yield
         self.history.add(Answered(self.now, number))
-        return answer
+
+    def take_over(self, controller: Controller, domain: str = "default") -> None:
+        """Order a takeover and note it."""
+        with self.ordered(controller, "takeover"):
+            controller.takeover(domain)
 
     def status(self, controller: Controller) -> None:
         """Note what a controller says of its pairs."""

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.matrix import WHOLE
 from tests.faults.namespaces import Network, network
 from tests.faults.recorder import Recorder
-from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_twice, wait_until_b_has_all
+from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_in_turn, wait_until_b_has_all
 from tests.integration.harness import Site, reported
 
 Fault = Callable[[Network, str, str], None]
@@ -71,5 +71,5 @@ def test_link_fails_and_heals(near: str, far: str, fault: Fault, policy: str) ->
             recorder.image(site["B"])
             for name in ("C", "A", "B"):
                 recorder.status(site[name])
-            take_over_twice(site, recorder)
+            take_over_in_turn(site, recorder)
     recorder.judge()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.faults.recorder import Recorder
-from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_twice, wait_until_b_has_all
+from tests.faults.topology import GROUPS, SETTINGS, cascade, take_over_in_turn, wait_until_b_has_all
 from tests.integration.harness import Site, reported
 
 STOPPED_S = 4.0
@@ -37,5 +37,5 @@ def test_a_daemon_that_stands_still_holds_nobody_for_long(victim: str, policy: s
         for name in ("C", "A", "B"):
             recorder.status(site[name])
         wait_until_b_has_all(site)
-        take_over_twice(site, recorder)
+        take_over_in_turn(site, recorder)
     recorder.judge()

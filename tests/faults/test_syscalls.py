@@ -10,7 +10,7 @@ import pytest
 from tests.faults.matrix import WHOLE_LIMIT_S, every_step
 from tests.faults.recorder import Recorder
 from tests.faults.strace import Injection
-from tests.faults.topology import GROUPS, SETTINGS, again, cascade, single, take_over_twice
+from tests.faults.topology import GROUPS, SETTINGS, again, cascade, single, take_over_in_turn
 from tests.integration.harness import Controller, Site, reported, wait_for
 
 WRITES = "pwrite64,pwritev,pwritev2"
@@ -123,7 +123,7 @@ def test_cascade_with_one_killed_at_a_call(calls: str, victim: str) -> None:
             if made >= k:
                 again(recorder, site[victim])
             recorder.work(site["C"], steps=10)
-            take_over_twice(site, recorder)
+            take_over_in_turn(site, recorder)
         recorder.judge()
         return made
 

@@ -6,15 +6,21 @@ Never: injects a fault.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from tests.faults.recorder import Recorder
 from tests.integration.harness import Controller, Settings, Site, create_pair, position, wait_for
 
 GROUPS = {"g1": {"v1": 64 << 10, "v2": 64 << 10}, "g2": {"v3": 64 << 10}}
+LEGS: Final[Mapping[tuple[str, str], dict[str, Any]]] = {
+    ("C", "A"): {"mode": "sync", "domain": "sync", "sync_timeout_s": 20, "on_sync_loss": "block"},
+    ("A", "B"): {"mode": "async"},
+}
+"""(primary, secondary): the order that makes the pair."""
 SETTINGS = Settings(checkpoint_interval_s=0.2, destage_age_s=0.1, journal_bytes="16MiB", segment_bytes="4MiB")
 
 
@@ -36,14 +42,20 @@ def make_groups(controller: Controller) -> None:
 
 def cascade(site: Site, recorder: Recorder, **options: Any) -> None:
     """Make the groups on C, A and B and pair them. ``options``: of the synchronous pair's order."""
-    for name in ("C", "A", "B"):
-        make_groups(site[name])
-    waits = {"sync_timeout_s": 20, "on_sync_loss": "block", **options}
-    for group in GROUPS:
-        create_pair(site["C"], site["A"], group, mode="sync", domain="sync", **waits)
-        create_pair(site["A"], site["B"], group, mode="async")
-    recorder.paired("C", "A", list(GROUPS), "sync")
-    recorder.paired("A", "B", list(GROUPS), "async")
+    for controller in site.controllers.values():
+        make_groups(controller)
+    pair_all(site, recorder, **options)
+
+
+def pair_all(site: Site, recorder: Recorder, **options: Any) -> None:
+    """Pair the groups of the controllers that are there, by `LEGS`. ``options``: of the synchronous pair's order."""
+    for primary, secondary in itertools.pairwise(site.controllers):
+        order = LEGS[primary, secondary]
+        for group in GROUPS:
+            create_pair(
+                site[primary], site[secondary], group, **(order | options if order["mode"] == "sync" else order)
+            )
+        recorder.paired(primary, secondary, list(GROUPS), order["mode"])
 
 
 def wait_until_b_has_all(site: Site) -> None:
@@ -72,14 +84,11 @@ def again(recorder: Recorder, controller: Controller) -> None:
     recorder.image(controller)
 
 
-def take_over_twice(site: Site, recorder: Recorder) -> None:
-    """Lose C and take over at A, lose A and take over at B; each shows what it has."""
-    recorder.status(site["C"])
-    site["C"].kill()
-    recorder.crashed(site["C"], "disk")
-    recorder.take_over(site["A"], "sync")
-    recorder.image(site["A"])
-    site["A"].kill()
-    recorder.crashed(site["A"], "disk")
-    recorder.take_over(site["B"])
-    recorder.image(site["B"])
+def take_over_in_turn(site: Site, recorder: Recorder) -> None:
+    """Lose the first controller and take over at the next, and so on; each shows what it has."""
+    recorder.status(next(iter(site.controllers.values())))
+    for lost, heir in itertools.pairwise(site.controllers):
+        site[lost].kill()
+        recorder.crashed(site[lost], "disk")
+        recorder.take_over(site[heir], LEGS[lost, heir].get("domain", "default"))
+        recorder.image(site[heir])

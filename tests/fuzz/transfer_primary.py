@@ -118,7 +118,9 @@ class _Attack:
             case 5:
                 attacker.send(link, Notice(source.pick(("fail", "suspend", "delete", "")), "because").encode())
             case 6:
-                attacker.send(link, Fence(_PAIR, *self._pair_of_numbers(), "because").encode())
+                attacker.send(
+                    link, Fence(_PAIR, *self._pair_of_numbers(), source.pick((0, 1, 2, 9)), "because").encode()
+                )
             case 7:
                 attacker.send(link, Farewell(source.pick((_PAIR, "other")), "because").encode())
             case 8:
@@ -130,7 +132,9 @@ class _Attack:
             case 11:
                 fence = await attacker.dial()
                 if fence is not None:
-                    attacker.send(fence, Fence(_PAIR, *self._pair_of_numbers(), "because").encode())
+                    attacker.send(
+                        fence, Fence(_PAIR, *self._pair_of_numbers(), source.pick((0, 1, 2, 9)), "because").encode()
+                    )
             case 12:
                 farewell = await attacker.dial()
                 if farewell is not None:

@@ -42,7 +42,10 @@ def _cannot_run(reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GuestResult:
-    """status: the script's exit status, or guestvm's own 124 (time limit) and 125 (no status); console: all output."""
+    """status: the script's exit status, or guestvm's own 124 (time limit) and 125 (no status); -9 after a power cut.
+
+    console: all output.
+    """
 
     status: int
     console: str
@@ -55,12 +58,13 @@ async def run_in_guest(
     marks: Mapping[str, Callable[[], Awaitable[None]]],
     limit_s: int = 240,
     files: Sequence[Path] = (),
+    power_cut: Callable[[str], bool] = lambda _: False,
 ) -> GuestResult:
     """Run ``script`` in a guest; where it says ``guest-mark NAME``, await ``marks[NAME]()`` while it waits.
 
     A function that raises makes guest-mark fail in the script, and its exception is raised here once the guest has
     ended. ``directory`` takes the pipes for that. ``variables`` are set in the script's environment; ``files`` lie in
-    the guest's /guest.
+    the guest's /guest. The machine is killed as soon as ``power_cut`` is true of what the console has shown so far.
     """
     arguments = ["run", "--timeout", str(limit_s)]
     for name, value in variables.items():
@@ -85,7 +89,13 @@ async def run_in_guest(
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        output, _ = await guest.communicate()
+        assert guest.stdout is not None
+        output = b""
+        while piece := await guest.stdout.read(1 << 16):
+            output += piece
+            if guest.returncode is None and power_cut(output.decode(errors="replace")):
+                guest.kill()  # and with it the virtual machine
+        await guest.wait()
     finally:
         if guest.returncode is None:
             guest.terminate()

@@ -104,6 +104,8 @@ class Controller:
         self.transfer_port = transfer_port
         self.log = self.directory / "log"
         self.kills = 0
+        self.program: tuple[str, ...] = ("controllerd",)
+        """Python module that is started, and words before its options."""
         self._config = self.directory / "controller.toml"
         self._process: Process | None = None
         self._http = httpx.Client(
@@ -167,7 +169,7 @@ class Controller:
     def start(self) -> None:
         """Start the daemon without waiting for it."""
         assert self._process is None, f"{self.name} runs"
-        command = [*self._place.prefix, sys.executable, "-m", "controllerd", "--config", str(self._config)]
+        command = [*self._place.prefix, sys.executable, "-m", *self.program, "--config", str(self._config)]
         self._process = Process(command, self.log)
 
     def wait_ready(self) -> None:
@@ -240,6 +242,14 @@ class Controller:
     def post(self, path: str, order: dict[str, Any]) -> Any:
         """POST an order. Raises HarnessFailed."""
         return self._answer(self._http.post(path, json=order), f"POST {path} {json.dumps(order)}")
+
+    def patch(self, path: str, order: dict[str, Any]) -> Any:
+        """PATCH what a path names. Raises HarnessFailed."""
+        return self._answer(self._http.patch(path, json=order), f"PATCH {path} {json.dumps(order)}")
+
+    def put(self, path: str, order: dict[str, Any]) -> Any:
+        """PUT a part of what a path names. Raises HarnessFailed."""
+        return self._answer(self._http.put(path, json=order), f"PUT {path} {json.dumps(order)}")
 
     def delete(self, path: str) -> Any:
         """DELETE a path of the API. Raises HarnessFailed."""

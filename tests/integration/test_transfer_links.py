@@ -78,7 +78,7 @@ def settings_of(site: Site, name: str = "B", key: bytes = KEY, **changes: object
 
 async def test_orders_without_the_handshake_have_no_effect(pair_of_sites: tuple[Site, Site]) -> None:
     a, b = pair_of_sites
-    fence = Fence("A:g-B:g", 5, 1, "not allowed").encode()
+    fence = Fence("A:g-B:g", 5, 1, 1, "not allowed").encode()
     farewell = Farewell("A:g-B:g", "not allowed").encode()
     pull = Pull("A:g-B:g", "g", a.group("g").generation, 1, 1, 0, 2**63, 0, 1, 1 << 20, "PAIR", "").encode()
     hello = Hello(1, "B", 1, "ab" * 32).encode()
@@ -178,7 +178,7 @@ async def test_authenticated_stranger_to_the_pair_gets_nothing(pair_of_sites: tu
         Pull("A:g-B:g", "g", a.group("g").generation, 1, 1, 0, 2**63, 0, 1, 1 << 20, "PAIR", ""),
         Pull("A:g-B:g", "g", a.group("g").generation, 1, 1, 0, 2**63, 0, 1, 1 << 20, "PSUE", "made up"),
         Farewell("A:g-B:g", "made up"),
-        Fence("A:g-B:g", 5, 1, "not allowed"),
+        Fence("A:g-B:g", 5, 1, 1, "not allowed"),
     ):
         link = await dial(settings_of(a, name="Eve"), "A")
         closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -239,7 +239,7 @@ async def test_pair_over_mutual_tls(tmp_path: Path, key: bytes | None) -> None:
         link = await dial(wrong, "A")
         closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         link.on_lost = lambda link, reason: closed.set_result(reason)
-        link.send(Fence("A:g-B:g", 5, 1, "not allowed").encode())
+        link.send(Fence("A:g-B:g", 5, 1, 1, "not allowed").encode())
         await closed
     await still_works(a, b)
     for site in (a, b):

@@ -245,6 +245,12 @@ class SimulatedDisk:
             if offset < len(image):
                 image[offset] ^= 1 << bit
 
+    def overwrite(self, path: str, offset: int, data: bytes) -> None:
+        """Put at rest what was meant for another place (F17)."""
+        content = self.content(path)
+        for image in (content.seen, content.medium):
+            image[offset : offset + len(data)] = data
+
     # ---- what files need -------------------------------------------------------
 
     def content(self, path: str) -> _Content:

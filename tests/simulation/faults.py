@@ -15,8 +15,12 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from controllerd.model import records
+from controllerd.replication import frames
+from tests.simulation.at_rest import spoil_journal
 from tests.simulation.disk import POWER_LOSSES, Loss
 from tests.simulation.machine import PORT
+from tests.simulation.network import Path
 
 if TYPE_CHECKING:
     from tests.simulation.disk import SimulatedFile
@@ -147,6 +151,46 @@ class PowerLossEverywhere(PowerLoss):
                 self.world.loop.call_later(early.random() * 0.5, site.boot)
 
 
+class PowerLossUnheard(PowerLoss):
+    """A synchronous secondary loses its power, and when it is back its primaries are not heard for a while.
+
+    What it had confirmed and not synced may be missing, and nobody can say so: hosts go on at the primaries.
+    """
+
+    name = "F3 power cut of an unheard mirror"
+
+    def begin(self) -> None:
+        world = self.world
+        self._sites = []
+        self._paths: list[Path] = []
+        synchronous = [leg for leg in world.plan.legs if leg.mode == "sync"]
+        if not synchronous:
+            return
+        mirror = world.sites[self.rng.choice(synchronous).secondary]
+        self.where = mirror.name
+        primaries = sorted({leg.primary for leg in synchronous if leg.secondary == mirror.name})
+        if self.rng.random() < 0.3:
+            primaries = [self.rng.choice(primaries)]
+        for primary in primaries:
+            self._paths += world.network.path(primary, mirror.name), world.network.path(mirror.name, primary)
+        for path in self._paths:
+            path.blocked = True
+        self._sites = [mirror]
+        self._cut()
+        world.reached("an unheard mirror lost its power")
+        world.loop.call_later(self.rng.random() * 0.3, mirror.boot)
+
+    def duration_s(self) -> float:
+        """Long enough for the secondary to show by itself what it has."""
+        return 0.5 + self.rng.random() * self.longest_s
+
+    def end(self) -> None:
+        for path in self._paths:
+            path.blocked = False
+        self.world.network.kick()
+        super().end()
+
+
 class Pause(Fault):
     """The daemon stands still and goes on later, late for everything."""
 
@@ -232,6 +276,30 @@ class SyncError(DiskFault):
     probability = (0.05, 1.0)
 
 
+class FailedJournalSync(Fault):
+    """The next sync of a journal fails, once: what it should have synced is lost, and those after it do not say so."""
+
+    name = "F13 EIO on fsync of a journal"
+
+    def begin(self) -> None:
+        self._site = self.pick_site()
+        self._site.disk.fault = self._fail
+
+    def _fail(self, operation: str, path: str, offset: int, length: int) -> None:
+        if operation == "sync" and "/journals/" in path:
+            self.end()
+            self.world.reached(f"{self.name} hit")
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    def duration_s(self) -> float:
+        """As long as it takes until a journal is synced."""
+        return self.longest_s
+
+    def end(self) -> None:
+        if self._site.disk.fault == self._fail:
+            self._site.disk.fault = None
+
+
 class DiskFull(DiskFault):
     """The file system gives no more space."""
 
@@ -269,6 +337,43 @@ class SpoiltRead(Fault):
     def end(self) -> None:
         if self._site.disk.spoil == self._spoil:
             self._site.disk.spoil = None
+
+
+class RotAtRest(Fault):
+    """A record in a journal is damaged for good: by rot, or because another write landed there (F17)."""
+
+    name = "F15 rot at rest"
+
+    def begin(self) -> None:
+        self._site = site = self.pick_site()
+        if not site.serving:
+            return
+        group = site.storage.groups[self.rng.choice(sorted(site.storage.groups))]
+        if group.read_error is None and spoil_journal(site.disk, group, self.rng):
+            self.world.damage(site.name, group.name)
+            self.world.reached("a journal was damaged at rest")
+        if self.rng.random() < 0.5:  # else it is found when a peer or the apply loop needs it, or never
+            site.end(self.rng.choice((Loss.KILL, *POWER_LOSSES)))
+
+    def end(self) -> None:
+        self._site.boot()
+
+
+class RotInCatalogue(Fault):
+    """A row of a catalogue is damaged while its site is down: the controller does not start again."""
+
+    name = "F16 rot in a catalogue"
+
+    def begin(self) -> None:
+        self._site = site = self.pick_site()
+        if not site.serving or site.catalogue is None:
+            return
+        site.end(Loss.KILL)
+        site.catalogue.spoil(self.rng)
+        self.world.damage(site.name)
+
+    def end(self) -> None:
+        self._site.boot()
 
 
 class SlowDisk(Fault):
@@ -409,6 +514,44 @@ class Rot(Fault):
         self._path.rot = 0.0
 
 
+class HeldConnections(Fault):
+    """Some connections bring nothing, and others between the same sites go on: groups arrive one without the other."""
+
+    name = "F23 held connections"
+
+    def begin(self) -> None:
+        source, target = self.pick_path()
+        both = [end for near in self.world.network.ends for end in (near, near.peer)]
+        ends = [end for end in both if (end.site, end.peer.site) == (source, target)]
+        self._ends = [end for end in ends if self.rng.random() < 0.5]
+        for end in self._ends:
+            end.held = True
+            self.world.reached("a connection was held")
+
+    def end(self) -> None:
+        for end in self._ends:
+            end.held = False
+        self.world.network.kick()
+
+
+class RotOfHeaders(Rot):
+    """Bits turn where frames begin, or the first records in them."""
+
+    name = "F15 rot of headers on the wire"
+
+    def begin(self) -> None:
+        super().begin()
+        self._path.rot_within = frames.HEADER_SIZE + records.HEADER_SIZE
+
+    def duration_s(self) -> float:
+        """Few chunks have headers at their beginnings."""
+        return self.longest_s
+
+    def end(self) -> None:
+        super().end()
+        self._path.rot_within = Path().rot_within
+
+
 class Replay(Fault):
     """Somebody plays the beginning of an earlier connection again on a new one."""
 
@@ -428,9 +571,13 @@ FAULTS: Final[tuple[type[Fault], ...]] = (
     Kill, KillInCall, PowerCutInCall, PowerLoss, PowerLossEverywhere, Pause, ClockStep, ReadError, WriteError,
     SyncError, DiskFull, SlowDisk, Reset, Block, BlockOneWay, Isolate, Flap, SlowLink, Rot, Replay,
 )  # fmt: skip
-RARE: Final = (("SpoiltRead", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, SpoiltRead)}
+_RARE: Final[tuple[tuple[type[Fault], float], ...]] = (
+    (SpoiltRead, 0.1), (PowerLossUnheard, 0.1), (RotAtRest, 0.06), (RotInCatalogue, 0.02),
+    (FailedJournalSync, 0.1), (RotOfHeaders, 0.15), (HeldConnections, 0.3),
+)  # fmt: skip
+"""Faults with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((fault.__name__, share) for fault, share in _RARE)
+BY_NAME: Final = {fault.__name__: fault for fault in (*FAULTS, *(fault for fault, _ in _RARE))}
 KINDS: Final = tuple((fault.__name__, fault.weight) for fault in FAULTS)
 
 

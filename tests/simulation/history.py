@@ -196,6 +196,14 @@ class Restarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Held(Event):
+    """A site says that it cannot use what it has of a group; its last `Status` of it counts no more, until the next."""
+
+    site: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
 class FaultBegun(Event):
     """A fault was injected; ``name`` from the fault catalogue ("F19 partition A-B").
 
@@ -318,7 +326,7 @@ EVENTS: Final[dict[str, type[Event]]] = {
     kind.__name__: kind
     for kind in (
         Submitted, Acknowledged, Failed, FlushSubmitted, FlushAnswered, ReadSubmitted, ReadAnswered, Disconnected,
-        Crashed, Restarted, FaultBegun, FaultEnded, Quiet, Ordered, Answered, Status, Journaled, Durable, Image,
+        Crashed, Restarted, Held, FaultBegun, FaultEnded, Quiet, Ordered, Answered, Status, Journaled, Durable, Image,
     )
 }  # fmt: skip
 

@@ -87,7 +87,7 @@ class Site:
         try:
             self.catalogue = SimulatedCatalogue(self.disk, self.catalogue)
             self.storage = StorageSystem(
-                self.storage_settings,
+                dataclasses.replace(self.storage_settings, boot=self._boot_id),
                 files,
                 clock=self.clock,
                 report=self._reporter(life),
@@ -112,6 +112,11 @@ class Site:
         self.serving = True
         self.loop.call_soon(self.on_serving, context=OUTSIDE)
 
+    @property
+    def _boot_id(self) -> str:
+        """Names the machine's present run, as the kernel does: a killed daemon finds the same one again."""
+        return f"{self.name} {self.boots}"
+
     def _reporter(self, life: Life) -> Callable[[str, dict[str, object]], None]:
         def report(event: str, facts: dict[str, object]) -> None:
             if life.alive:
@@ -127,7 +132,7 @@ class Site:
             peers={name: PeerSettings(name, Endpoint(name, PORT)) for name in self.peers},
             shared_key=KEY,
             nonce=lambda: self.rng.randbytes(32),
-            boot=f"{self.name} {self.boots}",
+            boot=self._boot_id,
         )
         return dataclasses.replace(settings, **self.replication_changes)
 

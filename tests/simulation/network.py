@@ -34,7 +34,8 @@ HIGH_BYTES: Final = 64 << 10
 class Path:
     """The way from one site to another. Times in seconds; ``rate``: bytes a second, None: no limit.
 
-    ``chunk``: most bytes that arrive together; ``rot``: probability that a chunk arrives with a wrong bit.
+    ``chunk``: most bytes that arrive together; ``rot``: probability that a chunk arrives with a wrong bit,
+    which is in the first ``rot_within`` bytes.
     """
 
     blocked: bool = False
@@ -43,6 +44,7 @@ class Path:
     rate: float | None = None
     chunk: int = 1 << 16
     rot: float = 0.0
+    rot_within: int = 1 << 20
 
 
 class End(asyncio.Transport):
@@ -57,6 +59,8 @@ class End(asyncio.Transport):
         self.site = site
         self.path = path
         self.protocol: Any = None
+        self.held = False
+        """Nothing of it arrives, while other connections go on."""
         self.gone = False
         """The protocol was told that the connection is lost, or its process is no more."""
         self.sent: bytearray | None = None
@@ -111,7 +115,7 @@ class End(asyncio.Transport):
 
     def move(self) -> None:
         """Send the next chunk on its way, if there is one and the path is free."""
-        if self._moving or self.path.blocked or self.network.off(self.peer.site):
+        if self._moving or self._stuck():
             return
         if not self._queue and not (self._ending and not self.gone):
             return
@@ -122,6 +126,9 @@ class End(asyncio.Transport):
         if path.rate is not None:
             delay_s += size / path.rate
         self.network.loop.call_later(delay_s, self._arrive, size, context=OUTSIDE)
+
+    def _stuck(self) -> bool:
+        return self.held or self.path.blocked or self.network.off(self.peer.site)
 
     def _take(self, size: int) -> bytes:
         if len(self._queue) == 1 and size == self._size:
@@ -135,7 +142,7 @@ class End(asyncio.Transport):
 
     def _arrive(self, size: int) -> None:
         self._moving = False
-        if self.path.blocked or self.network.off(self.peer.site):
+        if self._stuck():
             return  # `Network.kick` sends it again
         peer = self.peer
         if not self._queue:
@@ -151,7 +158,7 @@ class End(asyncio.Transport):
         rng = self.network.rng
         if self.path.rot and rng.random() < self.path.rot:
             spoilt = bytearray(data)
-            spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
+            spoilt[rng.randrange(min(len(spoilt), self.path.rot_within))] ^= 1 << rng.randrange(8)
             data = bytes(spoilt)
             self.network.reached("a bit turned on the way")
         peer.life.call(peer.receive, data)

@@ -13,11 +13,14 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from controllerd.model.errors import RemoteCopyError
+from controllerd.model.pair_state import Role
 from tests.simulation import history as h
 from tests.simulation.disk import POWER_LOSSES, Loss
+from tests.simulation.history import SECTOR
 from tests.simulation.life import Died
 
 if TYPE_CHECKING:
+    from controllerd.storage.group import Group
     from tests.simulation.machine import Site
     from tests.simulation.world import World
 
@@ -72,12 +75,19 @@ class TakeOver(Order):
 
     async def run(self) -> None:
         world = self.world
-        target = world.sites[self.rng.choice(sorted({leg.secondary for leg in world.plan.legs}))]
+        targets = self._targets()
+        if not targets:
+            return
+        target = world.sites[self.rng.choice(targets)]
         groups = sorted({leg.group for leg in world.plan.legs if leg.secondary == target.name})
         upstream = {site for group in groups for site in world.upstream(group, target.name)}
         async with world.taking_over:
             if all(world.writer_of[group] in upstream for group in groups):
                 await self._take_over(target, groups, sorted(upstream))
+
+    def _targets(self) -> list[str]:
+        """Who may take over."""
+        return sorted({leg.secondary for leg in self.world.plan.legs})
 
     async def _take_over(self, target: Site, groups: list[str], upstream: list[str]) -> None:
         world = self.world
@@ -119,6 +129,25 @@ class WarnedTakeOver(TakeOver):
 
     warned = True
     weight = 1.0
+
+
+class TakeOverInDoubt(TakeOver):
+    """A synchronous secondary loses its power, and then its primaries are lost: it takes over with what it has.
+
+    Not one that another site follows, which would know what it has lost (ARCHITECTURE, known limits).
+    """
+
+    def _targets(self) -> list[str]:
+        legs = self.world.plan.legs
+        return sorted({leg.secondary for leg in legs if leg.mode == "sync"} - {leg.primary for leg in legs})
+
+    async def _prepare(self, target: Site, groups: list[str], upstream: list[str]) -> None:
+        target.end(self.rng.choice(POWER_LOSSES))
+        if self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.random() * 0.5)  # hosts go on, or wait
+        self._lose(upstream)
+        target.boot()
+        self.world.reached("takeover in doubt")
 
 
 class SplitBrain(TakeOver):
@@ -176,11 +205,37 @@ class Look(Order):
             return  # the domain was taken over and is gone
 
 
+class Trespass(Order):
+    """A host writes to a secondary all the same: it is refused, and nothing comes of it (I16)."""
+
+    async def run(self) -> None:
+        world = self.world
+        leg = self.rng.choice(world.plan.legs)
+        site = world.sites[leg.secondary]
+        for _ in range(self.rng.randint(5, 20)):
+            if site.serving and site.life is not None:
+                site.life.call(self._write, site, site.storage.groups[leg.group])
+            await asyncio.sleep(self.rng.random() * 0.5)
+
+    def _write(self, site: Site, group: Group) -> None:
+        if group.role is not Role.SECONDARY:
+            return
+        volume = next(iter(group.volumes.values()))
+        try:
+            group.stage_write(volume, 0, memoryview(bytes(SECTOR)))
+        except RemoteCopyError:
+            if not volume.writable:
+                self.world.reached("a write to a secondary was refused")
+                return
+        self.world.problems.append(f"I16: {site.name} is a secondary of {group.name}, and hosts may write there")
+
+
 ORDERS: Final[tuple[type[Order], ...]] = (TakeOver, WarnedTakeOver, Suspend, Look)
 KINDS: Final = tuple((order.__name__, order.weight) for order in ORDERS)
-RARE: Final = (("SplitBrain", 0.1),)
-"""See `plan.draw`: new ones at the end."""
-BY_NAME: Final = {order.__name__: order for order in (*ORDERS, SplitBrain)}
+_RARE: Final[tuple[tuple[type[Order], float], ...]] = ((SplitBrain, 0.1), (TakeOverInDoubt, 0.1), (Trespass, 0.1))
+"""Orders with the share of seeds that have them. See `plan.draw`: new ones at the end."""
+RARE: Final = tuple((order.__name__, share) for order, share in _RARE)
+BY_NAME: Final = {order.__name__: order for order in (*ORDERS, *(order for order, _ in _RARE))}
 
 
 async def play(world: World, kind: str, number: int, at: float) -> None:

@@ -135,7 +135,7 @@ def _machine(machine: Machine, images: dict[int, bytearray] | None, kept: dict[s
                     names[change.path] = copy(change.content)
             seen, changes = dict(names), []
         disk.directories[path] = dataclasses.replace(directory, seen=seen, medium=names, changes=changes)
-    left = dataclasses.replace(machine, disk=disk, catalogue=None)
+    left = dataclasses.replace(machine, disk=disk, catalogue=None, boots=machine.boots + (images is not None))
     if machine.catalogue is not None:
         left.catalogue = SimulatedCatalogue(disk, None)
         left.catalogue.take_from(machine.catalogue)

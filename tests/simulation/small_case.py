@@ -132,7 +132,7 @@ class SmallCase:
 
     def _judge(self, left: Machine, model: GroupModel, promises: Promises, *, killed: bool) -> None:
         promised = promises.acknowledged if killed else promises.flushed
-        state = fingerprint(left, promised, promises.written)
+        state = fingerprint(left, promised, promises.written, left.boots)
         if state in self.tried:
             return
         self.tried.add(state)

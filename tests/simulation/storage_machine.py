@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controllerd.storage.catalogue import Catalogue, Document
@@ -36,7 +36,7 @@ class SimulatedCatalogue(Catalogue):
             super().__init__(":memory:")
             self._life = disk.life
         else:
-            self._lock, self._database = previous._lock, previous._database
+            self._path, self._lock, self._database = previous._path, previous._lock, previous._database
 
     def _around(self, work: Callable[[], None]) -> None:
         if self._life:
@@ -72,6 +72,15 @@ class SimulatedCatalogue(Catalogue):
         """Become a copy of another catalogue."""
         other._database.backup(self._database)
 
+    def spoil(self, rng: random.Random) -> None:
+        """Change a character of a row, as rot would that SQLite does not see (F16): its checksum stays as it was."""
+        table, column = rng.choice((("facts", "value"), ("documents", "document")))
+        rows = self._database.execute(f"SELECT rowid, {column} FROM {table} ORDER BY rowid").fetchall()
+        row, text = rng.choice(rows)
+        place = rng.randrange(len(text))
+        spoilt = text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :]
+        self._database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (spoilt, row))
+
     def rows(self) -> list[object]:
         """Return all that is in the catalogue."""
         tables = ("facts", "documents", "map_pages")
@@ -84,12 +93,16 @@ class SimulatedCatalogue(Catalogue):
 
 @dataclass
 class Machine:
-    """One controller's hardware. ``settings``: those of every life from now on."""
+    """One controller's hardware. ``settings``: those of every life from now on. ``boots``: how often it was on.
+
+    If the settings do not name the machine's present run, ``boots`` does.
+    """
 
     rng: random.Random
     settings: StorageSettings
     disk: SimulatedDisk
     catalogue: SimulatedCatalogue | None = None
+    boots: int = 1
 
     @classmethod
     def make(cls, rng: random.Random, settings: StorageSettings, capacity: int | None = None) -> Machine:
@@ -136,7 +149,7 @@ class Machine:
     async def _start(self, files: Any, scenario: Callable[[StorageSystem], Awaitable[None]]) -> None:
         self.catalogue = SimulatedCatalogue(self.disk, self.catalogue)
         system = StorageSystem(
-            self.settings,
+            replace(self.settings, boot=self.settings.boot or f"boot {self.boots}"),
             files,
             clock=self._clock,
             report=lambda _event, _facts: None,
@@ -152,6 +165,7 @@ class Machine:
     def crash(self, loss: Loss) -> None:
         """End the life that `run` left."""
         self.disk.crash(loss)
+        self.boots += loss is not Loss.KILL
 
     def destroy(self) -> None:
         """Free what the machine holds."""

@@ -7,6 +7,7 @@ Never: decides what is right; world and checker do.
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import time
 import traceback
@@ -127,7 +128,7 @@ def run_many(seeds: Iterable[int], jobs: int, end_s: float | None = None) -> Ite
     """Run seeds in ``jobs`` processes, and yield each result; begin no more after ``end_s`` (`time.monotonic`)."""
     gc.collect()
     gc.freeze()  # what is here already need not be looked at again for each seed
-    in_time = (seed for seed in seeds if end_s is None or time.monotonic() < end_s)
+    in_time = itertools.takewhile(lambda _: end_s is None or time.monotonic() < end_s, seeds)  # they may be endless
     if jobs == 1:
         yield from map(run_seed, in_time)
         return

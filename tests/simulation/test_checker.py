@@ -20,6 +20,7 @@ from tests.simulation.history import (
     Failed,
     FaultBegun,
     FaultEnded,
+    Held,
     History,
     Image,
     Quiet,
@@ -574,6 +575,25 @@ def test_what_a_primary_kept_alone_is_not_missed_when_it_rebooted_before_the_tak
     assert check(toy.history) == []
 
 
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_what_was_read_at_its_primary_and_never_acknowledged_is_not_promised_of_the_mirror(acknowledged: bool) -> None:
+    """The simulator's seed 11000544."""
+    toy = Toy()
+    toy.history.stable = True
+    toy.write("v0", 0)
+    alone = toy.submit("v0", 0)
+    toy.logs["A"].remove(alone)
+    if acknowledged:
+        toy.ack(alone)
+    toy.crash("C", "power")
+    toy.restart("C")
+    toy.read("C", "v0")
+    toy.take_over("A")
+    toy.write("v0", 1)
+    toy.image("A")
+    assert {violation.invariant for violation in check(toy.history)} == ({"I1", "I4"} if acknowledged else set())
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_what_was_flushed_alone_is_not_promised_of_the_mirror(alone: bool) -> None:
     """The simulator's seed 2003171."""
@@ -696,3 +716,30 @@ def test_fua_needs_its_own_write_only() -> None:
     assert found(toy) == set()
     toy.write("v0", 3, fua=True)
     assert found(toy) == {"I4"}
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_flushed_write_may_be_dropped_by_a_takeover_in_doubt_and_by_no_other(confirmed: bool) -> None:
+    """The simulator's seed 20200576."""
+    toy = Toy()
+    first = toy.write("v0", 0)
+    toy.flush()
+    toy.write("v1", 0)
+    toy.crash("A", "power", lose=1)
+    toy.restart("A")
+    if confirmed:
+        toy.write("v0", 1)
+    toy.logs["A"].remove(first)
+    toy.take_over("A")
+    toy.image("A")
+    assert ("I3" in found(toy)) == confirmed
+
+
+def test_end_that_cannot_use_its_group_is_asked_for_no_state() -> None:
+    for held in (False, True):
+        toy = Toy()
+        toy.status("A", "g0", "secondary", "C", "PSUE", reason="link")
+        if held:
+            toy.add(Held, site="A", group="g0")
+        toy.add(Quiet, bound_s=0.0)
+        assert found(toy) == (set() if held else {"I14"})

@@ -36,6 +36,8 @@ from tests.simulation.workload import Host, read_volume
 
 LOOK_S: Final = 0.5
 QUIET_BOUND_S: Final = 60.0
+DAMAGE_SETTLES_S: Final = 15.0
+"""By then all sites know what damage at rest means for their pairs."""
 RECORD_ROOM: Final = 1024
 
 
@@ -78,7 +80,9 @@ class World:
         self._serial = self._request = self._fault_count = 0
         self._trace = 0
         self._suspended_alone = False
+        self._host_tick_ns = plan.stream("host clock").choice((5_000_000, 5_000_000, 1_000_000_000))
         self._active: Counter[str] = Counter()
+        self._damaged: set[tuple[str, str]] = set()
 
     # ---- for all who act in it --------------------------------------------------------
 
@@ -109,9 +113,13 @@ class World:
         self._request += 1
         return self._request
 
+    def damage(self, site: str, group: str = "") -> None:
+        """The journal of a group at a site was damaged for good, or the site's catalogue (``group`` "")."""
+        self._damaged.add((site, group))
+
     def host_clock(self) -> int:
         """What the hosts' clock shows, in ns; it is coarse."""
-        return EPOCH_NS + int(self.loop.now_s * 200) * 5_000_000
+        return EPOCH_NS + int(self.loop.now_s * 1e9) // self._host_tick_ns * self._host_tick_ns
 
     def identity(self, leg: Leg) -> str:
         """The id of a leg's pair."""
@@ -192,6 +200,8 @@ class World:
             self._look_at(self.sites[site])
         elif event == "replication-timer-error":
             self.problems.append(f"unhandled: timer at {site}: {facts['error']}")
+        elif event == "start-failed" and facts["kind"] == "Corrupt" and (site, "") in self._damaged:
+            self.reached("a damaged catalogue was refused")
         elif event == "start-failed" and facts["kind"] == "Corrupt":
             self.problems.append(f"I20: {site} does not start: {facts['error']}")
         else:
@@ -328,11 +338,16 @@ class World:
     async def _converge(self) -> None:
         """Wait until every pair has all, or says why it has not (I19)."""
         end_s = self.now_s + QUIET_BOUND_S
+        settled_s = self.now_s + DAMAGE_SETTLES_S
         waits = ["nobody has looked yet"]
         while waits and self.now_s < end_s:
             self._restart_failed()
             await asyncio.sleep(0.2)
-            waits = [why for leg in self.plan.legs if (why := self._why_waiting(leg))]
+            waits = [
+                why
+                for leg in self.plan.legs
+                if (why := self._why_waiting(leg)) and not (self.now_s > settled_s and self._says_damage(leg))
+            ]
         self.problems += [f"I19: not converged after {QUIET_BOUND_S:g} s: {why}" for why in waits]
 
     def _divide_domains(self) -> None:
@@ -357,7 +372,8 @@ class World:
     def _restart_failed(self) -> None:
         """What an operator does with a controller that says that its journal or disk has failed."""
         for site in self.sites.values():
-            groups, disks = site.storage.groups.values(), site.storage.disks.values()
+            groups = [group for group in site.storage.groups.values() if (site.name, group.name) not in self._damaged]
+            disks = site.storage.disks.values()
             if site.serving and (
                 any(group.journal.failed or group.read_error for group in groups) or any(disk.failed for disk in disks)
             ):
@@ -392,6 +408,28 @@ class World:
         if not held and far.intake.applied_seq < last:
             return f"{identity}: applied {far.intake.applied_seq} of {last}: {far.domain.holder()} {far.domain.fault}"
         return ""
+
+    def _damaged_before(self, leg: Leg) -> set[tuple[str, str]]:
+        """What is damaged at rest on the way to the secondary of a leg."""
+        chain = self.plan.chains[leg.group]
+        before = chain[: chain.index(leg.secondary) + 1]
+        return {(site, group) for site, group in self._damaged if site in before}
+
+    def _says_damage(self, leg: Leg) -> bool:
+        """Whether a leg waits because of damage at rest, its own or another group's, and a site says why it waits."""
+        damaged = self._damaged_before(leg)
+        if not damaged or any(not group for _, group in damaged):
+            return bool(damaged)  # without its catalogue a site does not start
+        for name in self.plan.chains[leg.group]:
+            site = self.sites[name]
+            said = site.storage.groups[leg.group].broken is not None
+            for status in site.pairs.status() if site.serving else ():
+                if status.group == leg.group:
+                    said |= bool(status.reason or status.holder or (not status.connected and status.link_reason))
+            if said:
+                self.reached("damage at rest was reported")
+                return True
+        return False
 
     def _held(self, site: str) -> bool:
         """Whether a suspended pair, there or before, keeps what arrives at ``site`` from being shown."""
@@ -435,7 +473,8 @@ class World:
         for status in site.pairs.status():
             group = site.storage.groups[status.group]
             if group.read_error is not None:
-                continue  # it says that it does not know
+                self.note(h.Held(self.now_s, site.name, group.name))
+                continue
             self.note(
                 h.Status(
                     self.now_s,
@@ -466,7 +505,7 @@ class World:
             shown = {}
             for name, volume in sorted(site.storage.volumes.items()):
                 data, error = await read_volume(site, volume, 0, volume.size)
-                if error and self.quiet:
+                if error and self.quiet and not any(name == site.name for name, _ in self._damaged):
                     self.problems.append(f"I9: {site.name}: reading {name} failed with {error}, and nothing is broken")
                 if data is None:
                     return
@@ -479,12 +518,16 @@ class World:
             far = self.sites[leg.secondary].pairs.secondaries.get(self.identity(leg))
             if far is None or not far.active or self._held(leg.secondary):
                 continue
+            if self._damaged_before(leg) and self._why_waiting(leg):
+                continue
             self.reached("compared equal copies")
             for name in self.plan.volumes[leg.group]:
                 images = []
                 for site in (self.sites[leg.primary], self.sites[leg.secondary]):
                     volume = site.storage.volumes[name]
                     images.append((await read_volume(site, volume, 0, volume.size))[0])
+                if None in images and self._damaged_before(leg):
+                    continue  # what shares a domain with a damaged group may not be read either
                 if images[0] is None or images[0] != images[1]:
                     self.problems.append(f"I19: {self.identity(leg)}: {name} differs after everything has come to rest")
 
@@ -512,7 +555,7 @@ class World:
                     alone.add(serial)
                 case h.Crashed(site=at) if at == writer:
                     alone.clear()  # it may have lost them
-        if not alone:
+        if not alone or any(site in self.plan.chains[group] for site, _ in self._damaged):
             return
         self.reached("split brain")
         # In a cascade each site counts what the next one has not.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from controllerd.model.errors import RemoteCopyError
 from controllerd.targets.nbd.contexts import DIRTY, Context
 from controllerd.targets.nbd.errors import RequestRefused
-from controllerd.targets.nbd.events import SlowStatus, Stop
+from controllerd.targets.nbd.events import END, GROUP, INPUT, PENDING, TURN, SlowStatus, Stop
 from controllerd.targets.nbd.framing import ChunkFraming
 from controllerd.targets.nbd.payloads import Payload, Zeroing, stage_zeroes
 from controllerd.targets.nbd.settings import MIB
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from controllerd.targets.nbd.transmission import Transmission
 
 # Plain numbers: inverting an IntFlag keeps only the bits that have names, and unknown ones must be seen.
+_DISC: Final = int(Command.DISC)
+_WRITE: Final = int(Command.WRITE)
 _FUA: Final = int(CommandFlag.FUA)
 _DF: Final = int(CommandFlag.DF)
 _REQ_ONE: Final = int(CommandFlag.REQ_ONE)
@@ -74,17 +76,17 @@ def handle(session: Transmission, head: int, cookie: bytes, offset: int, length:
     framing = session.framing
     if head >> 32 != framing.magic:
         session.fault = "client sent something that is not an NBD request"
-        return Stop.END
+        return END
     request = Request(head & 0xFFFF, head >> 16 & 0xFFFF, cookie, offset, length)
-    if request.command == Command.DISC:
+    if request.command == _DISC:
         session.skip(framing.request_size)
-        return Stop.END
-    if request.command == Command.WRITE:
+        return END
+    if request.command == _WRITE:
         if request.flags & framing.payload_flag == framing.payload_flag:
             return _write(session, request)
         # Whether data follows is anyone's guess, and neither may be taken for the other.
         session.fault = "client sent a WRITE without the flag PAYLOAD_LEN"
-        return Stop.END
+        return END
     if request.flags & framing.payload_flag:
         return _with_payload(session, request)
     try:
@@ -93,7 +95,7 @@ def handle(session: Transmission, head: int, cookie: bytes, offset: int, length:
             raise RequestRefused(Errno.EINVAL, f"command {request.command} is not known")
         _check(session, request, rule)
         if rule.changes and length and not session.group.accepting:
-            return Stop.GROUP
+            return GROUP
         stop = rule.serve(session, request)
     except (RemoteCopyError, RequestRefused) as error:
         session.fail(request.command, cookie, error)
@@ -145,11 +147,11 @@ def _write(session: Transmission, request: Request) -> Stop | None:
         _finish_write(session, request)
         return None
     if not session.group.accepting:
-        return Stop.GROUP
+        return GROUP
     long = length - overhead > session.limits.piece_max
     message = session.peek(header_size + (overhead if long else length))
     if message is None:
-        return Stop.INPUT
+        return INPUT
     carried = WRITE_TIME.unpack_from(message, header_size)[0] if overhead else None
     session.skip(len(message))
     if long:
@@ -182,7 +184,7 @@ def _drain(session: Transmission, request: Request, error: RequestRefused) -> St
         most = min(most, max(limits.payload_max, _PORTABLE_PAYLOAD) + WRITE_TIME_SIZE)
     if request.length > most:
         session.fault = f"client sent {request.length} bytes with command {request.command}"
-        return Stop.END
+        return END
     session.skip(session.framing.request_size)
     session.unfinished = Payload(request.command, request.cookie, request.offset, request.length, error=error)
     return None
@@ -200,7 +202,7 @@ def _with_payload(session: Transmission, request: Request) -> Stop | None:
     header_size = session.framing.request_size
     message = session.peek(header_size + request.length)
     if message is None:
-        return Stop.INPUT
+        return INPUT
     (effect,) = EFFECT_LENGTH.unpack_from(message, header_size)
     numbers = [number for (number,) in U32.iter_unpack(message[header_size + EFFECT_LENGTH.size :])]
     request = request._replace(length=effect, flags=request.flags & ~session.framing.payload_flag)
@@ -249,7 +251,7 @@ def _read(session: Transmission, request: Request) -> Stop | None:
         session.put(framing.empty_read(request.cookie))
         return None
     enough = session.read_slowly(request.cookie, request.offset, request.length, whole=whole)
-    return Stop.PENDING if enough else None
+    return PENDING if enough else None
 
 
 def _flush(session: Transmission, request: Request) -> Stop | None:
@@ -314,9 +316,9 @@ def _answer_status(session: Transmission, request: Request, contexts: Sequence[C
     if DIRTY in contexts and not session.volume.differences_known:
         session.slow_statuses.append(status)
         session.in_flight += 1
-        return Stop.PENDING  # so that a client with many of them has few tasks
+        return PENDING  # so that a client with many of them has few tasks
     session.answer_status(status)
-    return Stop.TURN if length > _STATUS_TURN else None
+    return TURN if length > _STATUS_TURN else None
 
 
 _RULES: Final[dict[int, _Rule]] = {

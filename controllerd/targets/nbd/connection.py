@@ -16,7 +16,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from controllerd.targets.nbd.clients import Visitor
-from controllerd.targets.nbd.events import Stop
+from controllerd.targets.nbd.events import END, GROUP, INPUT, OUTPUT, PENDING, TURN, Stop
 from controllerd.targets.nbd.poll import Poll
 from controllerd.targets.nbd.rounds import Rounds
 from controllerd.targets.nbd.slow_reads import serve_slowly, serve_status
@@ -61,7 +61,7 @@ class Session(asyncio.BufferedProtocol):
         self._received = False
         self._unsent_before = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stop = Stop.INPUT
+        self._stop = INPUT
         self._running = False
         self._reading = transport.is_reading()
         self._paused = False
@@ -114,7 +114,7 @@ class Session(asyncio.BufferedProtocol):
         It is as exact as the calls are frequent. A client that waits for this controller is not idle.
         """
         unsent = self._unsent_bytes()
-        waits_for_us = not unsent and (self.machine.in_flight or self._stop is not Stop.INPUT)
+        waits_for_us = not unsent and (self.machine.in_flight or self._stop is not INPUT)
         if self._received or unsent != self._unsent_before or waits_for_us:
             self._moved_s = self._loop.time()
         self._received = False
@@ -142,7 +142,7 @@ class Session(asyncio.BufferedProtocol):
         machine.received(nbytes)
         self._run()
         if not machine.in_flight:
-            self._poll.served()
+            self._poll.served(self.visitor.number)
 
     def eof_received(self) -> bool:
         """The client sends nothing more; it still gets its answers (TLS cannot be half closed)."""
@@ -195,20 +195,20 @@ class Session(asyncio.BufferedProtocol):
             return
         self._send()
         if not self.machine.in_flight:
-            self._poll.served()
-        if self._stop is Stop.PENDING:
+            self._poll.served(self.visitor.number)
+        if self._stop is PENDING:
             # Not at once: this may be called from inside another connection's commit.
             self._loop.call_soon(self._run)
-        elif self._stop is Stop.END:
+        elif self._stop is END:
             self._end()
 
     def shut_down(self) -> None:
         """The server is stopping: refuse what comes, answer what is under way, then close."""
         self.machine.stopping = True
         self._eof = True
-        if self._stop is Stop.GROUP:
+        if self._stop is GROUP:
             # Requests that wait for the group are refused now.
-            self._stop = Stop.INPUT
+            self._stop = INPUT
         self._run()
 
     def abort(self, reason: str) -> None:
@@ -234,18 +234,18 @@ class Session(asyncio.BufferedProtocol):
             raise
         finally:
             self._running = False
-        if self._eof and stop is Stop.INPUT:
-            stop = Stop.END
+        if self._eof and stop is INPUT:
+            stop = END
         self._stop = stop
-        self._read(wanted=stop is Stop.INPUT and not self._paused)
-        if stop is Stop.INPUT:
+        self._read(wanted=stop is INPUT and not self._paused)
+        if stop is INPUT:
             return
-        if stop is Stop.GROUP and not self._waits_for_group:
+        if stop is GROUP and not self._waits_for_group:
             self._waits_for_group = True
             self.machine.group.when_accepting(self._group_accepts)
-        elif stop is Stop.TURN or (stop is Stop.OUTPUT and not self._paused):
+        elif stop is TURN or (stop is OUTPUT and not self._paused):
             self._loop.call_soon(self._run)
-        elif stop is Stop.END:
+        elif stop is END:
             self._end()
 
     def _advance(self) -> Stop:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from controllerd.targets.nbd.contexts import Context
 
@@ -29,6 +30,15 @@ class Stop(enum.Enum):
     END = "end"
     """No more requests: close when ``in_flight`` is 0 and ``out`` was sent, or at once if ``fault`` says what the
     client did wrong."""
+
+
+INPUT: Final = Stop.INPUT
+OUTPUT: Final = Stop.OUTPUT
+GROUP: Final = Stop.GROUP
+TURN: Final = Stop.TURN
+PENDING: Final = Stop.PENDING
+END: Final = Stop.END
+"""For hot loops: to look a member up in its class takes Python 3.11 longer (0.1 us) than to call a function."""
 
 
 @dataclass(slots=True)

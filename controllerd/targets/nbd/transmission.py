@@ -29,7 +29,7 @@ from controllerd.targets.nbd import commands
 from controllerd.targets.nbd.contexts import WRITE_TIME, Context
 from controllerd.targets.nbd.counters import COMMANDS, Counters
 from controllerd.targets.nbd.errors import RequestRefused
-from controllerd.targets.nbd.events import SlowRead, SlowStatus, Stop
+from controllerd.targets.nbd.events import END, INPUT, OUTPUT, PENDING, TURN, SlowRead, SlowStatus, Stop
 from controllerd.targets.nbd.framing import ChunkFraming, Framing
 from controllerd.targets.nbd.payloads import Unfinished
 from controllerd.targets.nbd.ports import Volume
@@ -120,21 +120,21 @@ class Transmission:
     def advance(self) -> Stop:
         """Handle what was received, and add replies to `out`. When `unsettled`, `settle` has to follow."""
         if self._ended:
-            return Stop.END
+            return END
         limits = self.limits
         if self.in_flight >= limits.in_flight_max or self.slow_bytes >= limits.slow_reads_max:
-            return Stop.PENDING
+            return PENDING
         self._output_bytes = 0
         stop: Stop | None = None
         while stop is None:
             stop = self._pass() if self.unfinished is None else self.unfinished.go_on(self)
         if self._reply_used:
             self._seal_reply()
-        if stop is Stop.INPUT:
+        if stop is INPUT:
             receive = self.input
             if self.unfinished is None or receive.end == len(receive.chunk):
                 receive.make_room(self._needed())
-        elif stop is Stop.END:
+        elif stop is END:
             self._ended = True
         return stop
 
@@ -167,7 +167,7 @@ class Transmission:
         reply, reply_view, used = self._reply, self._reply_view, self._reply_used
         room = len(reply)
         reads = read_bytes = writes = write_bytes = sequence = 0
-        stop: Stop | None = Stop.INPUT
+        stop: Stop | None = INPUT
         last = end - header_size
         for _ in _TURN:
             if position > last:
@@ -197,7 +197,7 @@ class Transmission:
                     room = len(reply)
                     after = data_size + length
                     if self._output_bytes >= self.limits.output_max:
-                        stop = Stop.OUTPUT
+                        stop = OUTPUT
                         break
                 position += header_size
                 if length >= hole_min and volume.is_hole(offset, length):
@@ -217,7 +217,7 @@ class Transmission:
                         reads += 1
                         read_bytes += length
                     elif self.read_slowly(cookie, offset, length, whole=True):
-                        stop = Stop.PENDING
+                        stop = PENDING
                         break
             else:
                 receive.position = position
@@ -225,11 +225,11 @@ class Transmission:
                 position = receive.position
                 if stop is not None or self.unfinished is not None:
                     break
-                stop = Stop.OUTPUT if self._output_bytes >= self.limits.output_max else Stop.INPUT
-                if stop is Stop.OUTPUT:
+                stop = OUTPUT if self._output_bytes >= self.limits.output_max else INPUT
+                if stop is OUTPUT:
                     break
         else:
-            stop = Stop.TURN
+            stop = TURN
         receive.position = position
         self._reply_used = used
         if reads:

@@ -150,7 +150,7 @@ class ExplicitSuspension(Invariant):
         for pair in self.world.pairs if self._quiet else ():
             ours = self._latest.get((pair.primary, pair.group, pair.secondary))
             theirs = self._latest.get((pair.secondary, pair.group, pair.primary))
-            if ours is None or theirs is None or self.world.down(pair.primary) or self.world.down(pair.secondary):
+            if ours is None or theirs is None or self.world.silent(pair):
                 continue
             if (ours.state == "PAIR") != (theirs.state == "PAIR"):
                 where = f"{pair.group} from {pair.primary} to {pair.secondary}"
@@ -209,12 +209,7 @@ class NoReunion(Invariant):
     def end(self) -> None:
         for pair in self.world.pairs if self._quiet else ():
             last = self._last.get((pair.primary, pair.group, pair.secondary))
-            if (
-                pair.taken_over
-                and last is not None
-                and last.state in ("COPY", "PAIR")
-                and not self.world.down(pair.primary)
-            ):
+            if pair.taken_over and last is not None and last.state in ("COPY", "PAIR") and not self.world.silent(pair):
                 self.wrong(f"{pair.primary} says {last.state} of {pair.group}, which {pair.secondary} has taken over")
 
 
@@ -283,7 +278,7 @@ class Converges(Invariant):
         if self._quiet is None or self.world.now < self._quiet.at + self._quiet.bound_s:
             return
         for pair in self.world.pairs:
-            if not pair.taken_over and not self.world.down(pair.primary) and not self.world.down(pair.secondary):
+            if not pair.taken_over and not self.world.silent(pair):
                 self._judge(pair)
 
     def _judge(self, pair: Pair) -> None:

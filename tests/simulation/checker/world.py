@@ -26,6 +26,7 @@ from tests.simulation.history import (
     Failed,
     FlushAnswered,
     FlushSubmitted,
+    Held,
     History,
     Journaled,
     Ordered,
@@ -118,6 +119,8 @@ class _Site:
     down: bool = False
     power_lost: bool = False
     ever_lost_power: bool = False
+    back: int = -1
+    """Index of its last start after a power loss."""
 
 
 class World:
@@ -136,6 +139,7 @@ class World:
         """Sites whose journals are recorded."""
         self.host_times_follow = True
         """Hosts' write times rise with what they had seen acknowledged, over all sites."""
+        self._held: set[tuple[str, str]] = set()
         self._sites: dict[str, _Site] = {}
         self._lives: dict[tuple[str, str], Life] = {}
         self._flushes: dict[int, tuple[FlushSubmitted, int]] = {}
@@ -150,6 +154,7 @@ class World:
             FlushAnswered: self._flush_answered,
             Crashed: self._crashed,
             Restarted: self._restarted,
+            Held: self._hold,
             Ordered: self._ordered,
             Answered: self._answered,
             Status: self._status,
@@ -186,6 +191,11 @@ class World:
     def down(self, site: str) -> bool:
         """Whether a site has crashed and not come back."""
         return self._site(site).down
+
+    def silent(self, pair: Pair) -> bool:
+        """Whether an end of a pair is down, or says that it cannot use its group."""
+        ends = (pair.primary, pair.secondary)
+        return any(self.down(site) or (site, pair.group) in self._held for site in ends)
 
     def lost_power(self, site: str) -> bool:
         """Whether a site ever lost what was not synced."""
@@ -298,6 +308,7 @@ class World:
         if not site.power_lost:
             return
         site.power_lost = False
+        site.back = self.index
         site.era += 1
         for serial, write in list(self._unflushed.items()):
             if write.event.site == event.site:
@@ -308,6 +319,10 @@ class World:
                 floor = dict(life.floor)
                 floor.update({write.serial: "I4" for write in self._of(life) if write.flushed})
                 self._lives[group, owner] = Life(group, owner, life, self.index, floor, dict(life.seen))
+
+    def _hold(self, event: Event) -> None:
+        assert isinstance(event, Held)
+        self._held.add((event.site, event.group))
 
     def _of(self, life: Life) -> Iterator[Write]:
         return (write for write in self.writes.values() if write.life is life and write.acked < NEVER)
@@ -342,11 +357,24 @@ class World:
                 continue
             parent = self.life(pair.group, pair.primary)
             life = Life(pair.group, order.site, parent, self.index)
-            if pair.mode == "sync":
+            if pair.mode == "sync" and not self._in_doubt(pair, parent):
                 life.floor = {write.serial: "I3" for write in self._of(parent) if self._mirrored(pair, write)}
                 life.floor.update(self._inherited(pair, parent))
             pair.taken_over = True
             self._lives[pair.group, order.site] = life
+
+    def _in_doubt(self, pair: Pair, parent: Life) -> bool:
+        """Whether a mirror lost its power and has confirmed nothing since, and may lack something of another group.
+
+        That may end the cut before what was flushed (ARCHITECTURE, known limits).
+        """
+        back = self._site(pair.secondary).back
+        if self.history.stable or any(back < write.index and write.acked <= pair.left for write in self._of(parent)):
+            return False
+        others = {other.group for other in self.pairs if other.secondary == pair.secondary} - {pair.group}
+        return any(
+            write.event.group in others and write.index < back < write.flushed_at for write in self.writes.values()
+        )
 
     def _inherited(self, pair: Pair, parent: Life) -> dict[int, str]:
         """What of the floor of ``parent`` its mirror has too: what was there when the pair began, or was mirrored."""
@@ -358,7 +386,7 @@ class World:
 
     def _mirrored(self, pair: Pair, write: Write) -> bool:
         """Whether a write was acknowledged while its pair was surely PAIR, and the secondary cannot have lost it."""
-        if not pair.made < write.index or write.acked > pair.left:
+        if not pair.made < write.index or write.acked > pair.left or write.acked >= NEVER:
             return False
         if not self.history.prompt and write.acked > pair.paired:
             return False
@@ -367,6 +395,7 @@ class World:
 
     def _status(self, event: Event) -> None:
         assert isinstance(event, Status)
+        self._held.discard((event.site, event.group))
         if event.role != "primary":
             return
         for pair in self.pairs:

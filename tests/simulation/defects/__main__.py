@@ -1,113 +1,27 @@
 """Plant every defect and see it caught: `python -m tests.simulation.defects`.
 
-Exit code: 0 all were caught, 1 some were not, 2 a defect does not fit the source any more.
+Exit code: 0 all were caught, 1 some were not (or the time was up before), 2 a defect does not fit the source any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulation.defects.listing import DEFECTS, PARTS
-from tests.simulation.defects.plant import ROOT, Defect, DoesNotFit, check_fits, plant
-
-
-@dataclass(frozen=True, slots=True)
-class Catch:
-    """What became of one defect. ``hunter`` "": nobody caught it."""
-
-    defect: Defect
-    hunter: str = ""
-    seeds: int = 0
-    by: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long to hunt. ``swarm``: seeds of whole systems, which take longer."""
-
-    seeds: int
-    swarm: int
-    timeout_s: float
-
-
-def pursue(defect: Defect, directory: Path, limits: Limits, hunters: tuple[str, ...] = ()) -> Catch:
-    """Plant a defect below ``directory`` and let its hunters (or ``hunters``) try, one after the other."""
-    tree = directory / re.sub(r"\W+", "-", defect.name)
-    plant(defect, tree)
-    try:
-        return _pursue(defect, tree, limits, hunters or defect.hunters)
-    finally:
-        shutil.rmtree(tree)
-
-
-def _pursue(defect: Defect, tree: Path, limits: Limits, hunters: tuple[str, ...]) -> Catch:
-    for hunter in hunters:
-        most = limits.swarm if hunter == "swarm" else limits.seeds
-        after = 0
-        while after < most:
-            catch = _hunt(tree, hunter, most, after, limits.timeout_s)
-            if catch is None:
-                break
-            seed, by = catch
-            # A seed that fails without the defect too has caught something else.
-            if hunter.startswith("unit:") or _hunt(ROOT, hunter, seed, seed - 1, limits.timeout_s) is None:
-                return Catch(defect, hunter, seed, by)
-            after = seed
-    return Catch(defect)
-
-
-def _hunt(tree: Path, hunter: str, seeds: int, after: int, timeout_s: float) -> tuple[int, str] | None:
-    """Hunt in ``tree``; return the seed that failed and how, None if none did in time.
-
-    Raises:
-        RuntimeError: the hunter does not run there.
-    """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.simulation.defects.hunt", hunter, str(seeds), str(after)],
-            cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
-            capture_output=True, text=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return None
-    found = re.search(r"^CAUGHT seeds=(\d+) by=(.*)", done.stdout, re.MULTILINE)
-    if found is None and done.returncode:
-        raise RuntimeError(f"{hunter} does not run in {tree}: {done.stderr.strip()[-300:]}")
-    return None if found is None else (int(found[1]), found[2])
-
-
-def table(catches: list[Catch]) -> str:
-    """Return the report: defect, invariants, who caught it, seeds needed, how it showed."""
-    lines = ["| defect | breaks | caught by | seeds | shows as |", "| --- | --- | --- | --- | --- |"]
-    for catch in catches:
-        who = catch.hunter or "**NOT CAUGHT**"
-        shows = catch.by.replace("|", "/")
-        lines.append(f"| {catch.defect.name} | {catch.defect.breaks} | {who} | {catch.seeds or ''} | {shows} |")
-    caught = sum(bool(catch.hunter) for catch in catches)
-    return "\n".join([*lines, "", f"{caught} of {len(catches)} caught"])
+from tests.simulation.defects.plant import Defect, DoesNotFit, check_fits
+from tests.simulation.defects.pursuit import Limits, Results, pursue, row, table
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run as the command line says; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.defects", description="Plant and hunt defects.")
-    parser.add_argument("--seeds", type=int, default=1000, help="most seeds of each hunter")
-    parser.add_argument("--swarm", type=int, default=300, help="most seeds of whole systems")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for each hunter")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--part", choices=sorted(PARTS), help="only the defects of this layer")
-    parser.add_argument("--only", default="", help="defects whose name contains this")
-    parser.add_argument("--hunter", action="append", default=[], help="only this hunter; several are tried in order")
-    parser.add_argument("--report", type=Path, help="write the table to this file")
-    options = parser.parse_args(arguments)
+    options = _parse(arguments)
     chosen = [defect for defect in PARTS.get(options.part, DEFECTS) if options.only in defect.name]
     try:
         for defect in chosen:
@@ -115,21 +29,52 @@ def main(arguments: list[str] | None = None) -> int:
     except DoesNotFit as error:
         print(error, file=sys.stderr)
         return 2
-    hunters = tuple(options.hunter)
-    limits = Limits(options.seeds, options.swarm, options.timeout)
-    with tempfile.TemporaryDirectory(prefix="defects-") as directory, ThreadPoolExecutor(options.jobs) as pool:
-
-        def one(defect: Defect) -> Catch:
-            catch = pursue(defect, Path(directory), limits, hunters)
-            print(f"{catch.hunter or 'NOT CAUGHT':10} {catch.seeds:6}  {defect.name}: {catch.by}", flush=True)
-            return catch
-
-        catches = list(pool.map(one, chosen))
-    report = table(catches)
+    results = Results(DEFECTS, options.results)
+    if not options.table:
+        _hunt_all(chosen, results, options)
+    report = table(chosen, results)
     print(report)
     if options.report is not None:
         options.report.write_text(report + "\n")
-    return 0 if all(catch.hunter for catch in catches) else 1
+    return 0 if all(results.catch(defect) for defect in chosen) else 1
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation.defects",
+        description="Plant and hunt defects.",
+        epilog="All of them take about 15 minutes of computing. A hunter that finds nothing costs --timeout at most, "
+        "a test file its own time limits; --minutes ends it all, and --results lets the next run go on from there.",
+    )
+    parser.add_argument("--seeds", type=int, default=400, help="most seeds of each hunter but the swarm")
+    parser.add_argument("--swarm", type=int, default=100, help="most seeds of whole systems")
+    parser.add_argument("--timeout", type=float, default=60, help="most computing seconds of a hunter for a defect")
+    parser.add_argument("--minutes", type=float, help="begin no hunt after so long")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="defects hunted at a time")
+    parser.add_argument("--part", choices=sorted(PARTS), help="only the defects of this layer")
+    parser.add_argument("--only", default="", help="defects whose name contains this")
+    parser.add_argument("--hunter", action="append", default=[], help="only this hunter; several are tried in order")
+    parser.add_argument(
+        "--results", type=Path, help="a file that keeps every hunt; what is in it is not repeated, only gone on with"
+    )
+    parser.add_argument("--table", action="store_true", help="hunt for nothing, print the table of --results")
+    parser.add_argument("--report", type=Path, help="write the table to this file")
+    return parser.parse_args(arguments)
+
+
+def _hunt_all(chosen: list[Defect], results: Results, options: argparse.Namespace) -> None:
+    end_s = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
+    limits = Limits(options.seeds, options.swarm, options.timeout, end_s)
+    done = itertools.count(1)
+    with tempfile.TemporaryDirectory(prefix="defects-") as directory, ThreadPoolExecutor(options.jobs) as pool:
+
+        def one(defect: Defect) -> None:
+            pursue(defect, Path(directory), limits, results, tuple(options.hunter))
+            swarm, other, seeds, seconds, shows = row(defect, results)
+            how = " ".join(filter(None, (f"swarm {swarm}", other, seeds)))
+            print(f"[{next(done)}/{len(chosen)}] {defect.name}: {how}, {seconds:.0f} s: {shows}", flush=True)
+
+        list(pool.map(one, chosen))
 
 
 if __name__ == "__main__":

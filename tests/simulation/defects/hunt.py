@@ -8,18 +8,24 @@ Owns: the hunters, by name:
     unit:PATH   the tests below PATH
 Never: judges; what runs the seed does.
 
-`python -m tests.simulation.defects.hunt HUNTER SEEDS [AFTER]` prints "CAUGHT seeds=N by=..." and exits with 1, or exits
-with 0. AFTER: so many seeds are passed over.
+`python -m tests.simulation.defects.hunt HUNTER SEEDS AFTER SECONDS` passes AFTER seeds over, and begins none once
+it has computed for SECONDS. Its last line is a JSON object of `Found`.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
+from types import FrameType
+from typing import Final
 
 from controllerd.storage import journal
 from tests.simulation.disk import Loss
@@ -84,43 +90,79 @@ def _one_system(seed: int) -> None:
 
 
 IN_PROCESS = {"storage": storage, "secondary": secondary, "small": small, "swarm": swarm}
+SEED_S: Final = 20
+"""A seed that computes for longer than this has no end."""
 
 
-def hunt(hunter: str, seeds: int, after: int = 0) -> str | None:
-    """Try the first ``seeds`` seeds but ``after``; return what caught the defect, None if nothing did."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of a hunt. ``tried``: seeds from the first on; ``by``: how the last of them failed, "": none did.
+
+    ``seconds``: computing time.
+    """
+
+    tried: int
+    by: str
+    seconds: float
+
+
+def hunt(hunter: str, seeds: int, after: int, limit_s: float) -> Found:
+    """Try the first ``seeds`` seeds but ``after``, until one fails."""
     kind, _, path = hunter.partition(":")
     if kind == "unit":
-        return _tests(path)
-    for number, seed in enumerate(itertools.islice(IN_PROCESS[hunter](), after, seeds), after + 1):
+        return Found(1, _tests(path), _computed_s())
+    signal.signal(signal.SIGPROF, _endless)
+    tried = after
+    for seed in itertools.islice(IN_PROCESS[hunter](), after, seeds):
+        if _computed_s() > limit_s:
+            break
+        tried += 1
+        signal.setitimer(signal.ITIMER_PROF, SEED_S)
         try:
             seed()
         except BaseException as error:  # whatever it is: with the defect something is wrong that is not without it
-            return f"seeds={number} by={_line(error)}"
-    return None
+            return Found(tried, _line(error), _computed_s())
+    return Found(tried, "", _computed_s())
+
+
+def _computed_s() -> float:
+    return sum(os.times()[:4])
+
+
+def _endless(signum: int, frame: FrameType | None) -> None:
+    signal.setitimer(signal.ITIMER_PROF, 1)  # in case somebody takes it for an error of his
+    raise KeyboardInterrupt(f"still computing after {SEED_S} s")
 
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-def _tests(path: str) -> str | None:
-    done = _run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", path)
-    caught = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    return f"seeds=1 by={caught[0].rsplit('/', 1)[-1]}" if caught else None
+def _tests(path: str) -> str:
+    """Return the first test below ``path`` that failed, "" if none did.
+
+    Raises:
+        RuntimeError: the tests could not be run.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if failed:
+        return str(failed[0]).rsplit("/", 1)[-1]
+    if done.returncode == 1:  # pytest-timeout ends it without a summary
+        return f"no end of {path.rsplit('/', 1)[-1]}"
+    if done.returncode:
+        raise RuntimeError(f"pytest {path}: {done.stdout.strip()[-300:]}")
+    return ""
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-
-
-def main() -> int:
+def main() -> None:
     """Hunt as the command line says."""
-    caught = hunt(sys.argv[1], *map(int, sys.argv[2:]))
-    if caught is None:
-        return 0
-    print(f"CAUGHT {caught}")
-    return 1
+    hunter, seeds, after, limit_s = sys.argv[1:]
+    print(json.dumps(asdict(hunt(hunter, int(seeds), int(after), float(limit_s)))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

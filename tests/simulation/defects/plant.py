@@ -7,6 +7,7 @@ Never: runs anything of the copy (`hunt` does).
 from __future__ import annotations
 
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,12 +42,27 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A mistake. ``breaks``: the invariants it is about; ``hunters``: who may catch it, the best first (see `hunt`)."""
+    """A mistake. ``breaks``: the invariants it is about.
+
+    The swarm hunts for it first, then ``others``, the best first (see `hunt`). ``unseen``: why the swarm
+    cannot see it and is not asked.
+    """
 
     name: str
     breaks: str
-    hunters: tuple[str, ...]
+    others: tuple[str, ...]
     edits: tuple[Edit, ...]
+    unseen: str = ""
+
+    @property
+    def hunters(self) -> tuple[str, ...]:
+        """All who hunt for it, in order."""
+        return self.others if self.unseen else ("swarm", *self.others)
+
+    @property
+    def digest(self) -> str:
+        """Which edits these are, wherever the code is: a result is that of the same defect as long as this is."""
+        return f"{zlib.crc32(repr([(edit.old, edit.new) for edit in self.edits]).encode()):08x}"
 
 
 def check_fits(defect: Defect, root: Path = ROOT) -> None:
@@ -70,7 +86,7 @@ def plant(defect: Defect, target: Path, root: Path = ROOT) -> None:
     for part in _PARTS:
         source = root / part
         if source.is_dir():
-            shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target / part)  # with what is compiled: times are kept, but for edited files
         elif source.exists():
             shutil.copy(source, target / part)
     for path, text in edited.items():

@@ -19,7 +19,8 @@ _RETENTION: Final = "controllerd/storage/retention.py"
 _ACKNOWLEDGE: Final = "controllerd/storage/acknowledge.py"
 _HORIZONS: Final = "controllerd/storage/horizons.py"
 
-_LOCAL: Final = ("storage", "small", "swarm")
+_LOCAL: Final = ("storage", "small")
+_FAILURES: Final = "unit:tests/unit/storage/test_failures.py"
 
 STORAGE: Final[tuple[Defect, ...]] = (
     Defect("acknowledge before the journal is written", "I4 I9", _LOCAL, (
@@ -37,7 +38,7 @@ STORAGE: Final[tuple[Defect, ...]] = (
         Edit(_JOURNAL, "                self.durable = max(self.durable, target)\n            done(target, None)\n",
              "                self.durable = self.last\n            done(self.last, None)\n"),
     )),
-    Defect("retry a failed journal sync", "I4", ("swarm", "unit:tests/unit/storage/test_failures.py"), (
+    Defect("retry a failed journal sync", "I4", (_FAILURES,), (
         Edit(_JOURNAL, "                done(target, self._failure(f\"journal sync failed: {error}\"))\n",
              "                import asyncio\n\n                asyncio.get_running_loop().call_later(\n"
              "                    0.1, current.file.begin_sync, go_on)\n"),
@@ -55,7 +56,7 @@ STORAGE: Final[tuple[Defect, ...]] = (
     Defect("no check of the data CRC in the journal", "I8 I10", _LOCAL, (
         Edit(_RECORDS, "        if crc32c(data) != data_crc:\n", "        if False:\n"),
     )),
-    Defect("no check of the record header CRC", "I8 I10", (*_LOCAL, "unit:tests/unit"), (
+    Defect("no check of the record header CRC", "I8 I10", ("unit:tests/unit/model/test_records.py",), (
         Edit(_RECORDS, "    if crc32c(buffer[position : position + HEADER_SIZE - 4]) != header_crc:\n", "    if False:\n"),
     )),
     Defect("recovery goes on in the old incarnation", "I2 I8", _LOCAL, (
@@ -88,6 +89,18 @@ STORAGE: Final[tuple[Defect, ...]] = (
     Defect("checkpoint counts writes that wait in memory", "I4 I9", _LOCAL, (
         Edit(_CHECKPOINT, "            marks = {group.name: group.destaged_mark for group in groups}\n",
              "            marks = {group.name: group.applied_mark for group in groups}\n"),
+    )),
+    Defect("a freed region is used again before the checkpoint", "I1 I9", (_FAILURES,), (
+        Edit(_DESTAGE, "                self._freed(self._group, volume.pool, volume.unmap(region))\n",
+             "                volume.pool.zero([volume.map[region]])\n"
+             "                volume.pool.release([volume.unmap(region)])\n"),
+    )),
+    Defect("a freed region is used again although its group stayed behind", "I1 I9", (_FAILURES,), (
+        Edit(_CHECKPOINT, "                self._freed = [item for item in freed if item.group in names] + self._freed\n", ""),
+        Edit(_CHECKPOINT, "                if name not in names:\n                    by_pool", "                by_pool"),
+    )),
+    Defect("a freed region comes back as it was", "I9", _LOCAL, (
+        Edit(_CHECKPOINT, "            await self.run_blocking(pool.zero, regions)\n", "            pass\n"),
     )),
     Defect("free regions are not zeroed after a crash", "I9", _LOCAL, (
         Edit(_SYSTEM, "        if not clean:\n", "        if clean:\n"),

@@ -406,6 +406,41 @@ def test_trim_in_a_full_pool_makes_room_without_being_asked_for_it() -> None:
     machine.destroy()
 
 
+def test_region_that_a_failed_group_freed_is_nobodys_before_its_checkpoint() -> None:
+    machine = make_machine(groups=2)
+    machine.settings = replace(machine.settings, checkpoint_interval_s=3600.0)
+    region = machine.settings.region_bytes
+    filled: list[int] = []
+
+    async def scenario(system: StorageSystem) -> None:
+        group, volume = system.groups["g0"], system.volume("v0")
+        put(system, "v0", 0, b"a" * SIZE)
+        await system.checkpointer.checkpoint()
+        group.stage_zeroes(volume, 0, region, trim=True)
+        group.commit()
+        await system.destagers["g0"].destage()  # the region is in no map now, but still in the catalogue's
+        machine.disk.fault = failing("/000001/", "sync")
+        put(system, "v0", region, b"b" * region)
+        system.create_volume("large", 8 * SIZE, pool="p", group="g1")
+        while volume.pool.free:
+            filled.append(len(filled) * region)
+            put(system, "large", filled[-1], b"c" * region)
+        await system.checkpointer.checkpoint(needed=[system.groups["g1"]])
+        assert list(system.checkpointer.behind) == ["g0"]
+        with pytest.raises(NoSpace):
+            put(system, "large", 8 * SIZE - region, b"c" * region)
+
+    async def after(system: StorageSystem) -> None:
+        assert await content(system, "v0") == bytes(region) + b"b" * region + b"a" * (SIZE - 2 * region)
+        assert await content(system, "large") == (b"c" * region * len(filled)).ljust(8 * SIZE, b"\0")
+
+    live(machine, scenario)
+    machine.disk.fault = None
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
 def test_full_pool_goes_on_with_another_disk_and_has_it_after_a_crash() -> None:
     machine = make_machine()
 

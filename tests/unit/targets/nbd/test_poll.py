@@ -36,27 +36,27 @@ class Loop:
 
 def test_a_look_ends_when_nothing_comes() -> None:
     loop = Loop()
-    loop.poll.served()
+    loop.poll.served(1)
     assert 10 <= loop.turns() <= 11
     assert loop.turns() == 0
 
 
 def test_a_busy_client_is_looked_for_all_the_time() -> None:
     loop = Loop()
-    loop.poll.served()
+    loop.poll.served(1)
     for _ in range(200):
         assert loop.turns(4) == 4, "it sleeps although the next request came soon every time"
-        loop.poll.served()
+        loop.poll.served(1)
 
 
 def test_a_client_that_thinks_is_looked_for_once_in_64_passes() -> None:
     loop = Loop()
     for _ in range(200):
-        loop.poll.served()
+        loop.poll.served(1)
         loop.turns()
     looks = 0
     for _ in range(6400):
-        loop.poll.served()
+        loop.poll.served(1)
         looks += loop.turns() > 0
     assert looks == 100
 
@@ -64,21 +64,35 @@ def test_a_client_that_thinks_is_looked_for_once_in_64_passes() -> None:
 def test_a_client_that_becomes_busy_again_is_looked_for_again() -> None:
     loop = Loop()
     for _ in range(200):
-        loop.poll.served()
+        loop.poll.served(1)
         loop.turns()
     for _ in range(64):
-        loop.poll.served()
+        loop.poll.served(1)
     assert loop.due
-    loop.poll.served()
+    loop.poll.served(1)
     loop.turns()
-    loop.poll.served()
-    loop.poll.served()
+    loop.poll.served(1)
+    loop.poll.served(1)
     assert loop.due, "one hit is enough: only the look after it failed"
+
+
+def test_no_looks_while_several_clients_are_at_work() -> None:
+    loop = Loop()
+    loop.poll.served(1)
+    loop.poll.served(2)
+    assert loop.turns() == 1, "the look for the first one goes on"
+    for _ in range(100):
+        for number in range(1, 17):
+            loop.poll.served(number)
+            assert not loop.due
+    for _ in range(10):
+        loop.poll.served(16)
+    assert loop.due, "it is alone again"
 
 
 def test_no_looks_without_a_window() -> None:
     loop = Loop(0.0)
-    loop.poll.served()
+    loop.poll.served(1)
     assert not loop.due
 
 
