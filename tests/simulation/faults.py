@@ -386,11 +386,11 @@ class SlowDisk(Fault):
         site = self.pick_site()
         self.stalls = site.name
         self._disk = site.disk
-        self._before = self._disk.sync_seconds
         self._disk.sync_seconds = self.rng.choice((0.3, 2.0, 10.0))
 
     def end(self) -> None:
-        self._disk.sync_seconds = self._before
+        # Not what it was before: that may be another slow time, which is over by now.
+        self._disk.sync_seconds = self.world.plan.disk_slow_s
 
 
 # ---- the network ------------------------------------------------------------------------------
