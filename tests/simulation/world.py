@@ -375,11 +375,12 @@ class World:
     def _restart_failed(self) -> None:
         """What an operator does with a controller that says that its journal or disk has failed."""
         for site in self.sites.values():
-            groups = [group for group in site.storage.groups.values() if (site.name, group.name) not in self._damaged]
-            disks = site.storage.disks.values()
-            if site.serving and (
-                any(group.journal.failed or group.read_error for group in groups) or any(disk.failed for disk in disks)
-            ):
+            groups = site.storage.groups.values()
+            failed = any(group.journal.failed for group in groups)
+            failed |= any(disk.failed for disk in site.storage.disks.values())
+            # One that is held because of damage would be held again.
+            failed |= any(group.read_error and (site.name, group.name) not in self._damaged for group in groups)
+            if site.serving and failed:
                 self.reached("restart after a failed disk")
                 site.end(Loss.KILL)
                 site.boot()
