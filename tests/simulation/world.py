@@ -256,6 +256,9 @@ class World:
         self._divide_domains()
         for site in self.sites.values():
             await self.look(site)
+        for leg in self.plan.legs:
+            if self._why_waiting(leg) and self._says_damage(leg):
+                self.note(h.Held(self.now_s, leg.secondary, leg.group))
         await self._compare()
         self._check_divergence()
 
