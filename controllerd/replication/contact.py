@@ -24,7 +24,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from controllerd.model.lag import LagClock
-from controllerd.replication.kept import Keepable, KeptFigures, RunBlocking
+from controllerd.replication.kept import Clocks, Keepable, KeptFigures, RunBlocking
 from controllerd.replication.messages import Heartbeat
 from controllerd.replication.ports import Report
 from controllerd.replication.tally import Tally
@@ -46,7 +46,7 @@ class Contact:
         """Newest heartbeat of the primary, of this session or an earlier one."""
         self._last_word: Heartbeat | None = None
         """Where the primary was when it said that the pair is suspended."""
-        self._last_word_at = 0
+        self._last_word_s = -math.inf
         self._base: tuple[int, int, int] | None = None
         """Run of the primary, and by how much its writes and bytes are more than what is counted here."""
         self._arrived: tuple[int, Tally] | None = None
@@ -88,7 +88,8 @@ class Contact:
 
     def last_word(self, beat: Heartbeat) -> None:
         """The primary suspends or has suspended the pair, and was there when it said so."""
-        self._last_word, self._last_word_at = beat, self._clock()
+        self._last_word, self._last_word_s = beat, self._now_s()
+        self.lag.read_clock(beat.wall_ns, self._last_word_s)
 
     def counted(self, run: int, at: Tally, here: Tally) -> None:
         """In ``run`` of the primary ``at`` is its count of what is here, and ``here`` this side's."""
@@ -150,9 +151,9 @@ class Contact:
         return self._limit_time, self._limit_through
 
     @property
-    def heard_mark(self) -> tuple[float, int]:
+    def heard_mark(self) -> tuple[float, float]:
         """See Keepable."""
-        return self.lag.heard_s, self._last_word_at
+        return self.lag.heard_s, self._last_word_s
 
     @property
     def heard_age_s(self) -> float:
@@ -170,7 +171,7 @@ class Contact:
     def told_age_s(self) -> float | None:
         """Seconds since the primary told of `newest`; None: it never did."""
         if self._last_word is not None:
-            return max(0.0, (self._clock() - self._last_word_at) / _NS)
+            return max(0.0, self._now_s() - self._last_word_s)
         return None if self.beat is None else self.heard_age_s
 
     @property
@@ -199,18 +200,18 @@ class Contact:
             return None
         return {
             "created": self._created, "heard_at": self.heard_at, "known_at": self.unknown_since,
-            "beat": asdict(self.beat), "image": self.lag.image,
+            "beat": asdict(self.beat), "image": self.lag.image, "dated": self.lag.dated,
             "limit_time": self._limit_time, "limit_through": self._limit_through,
             "last_word": None if self._last_word is None else asdict(self._last_word),
-            "last_word_at": self._last_word_at,
+            "last_word_at": self._clock() - round((self.told_age_s or 0.0) * _NS),
             "arrived": None if self._arrived is None else [self._arrived[0], *self._arrived[1]],
         }  # fmt: skip
 
-    def restore(self, document: dict[str, Any]) -> None:
-        """Go on from what an earlier run kept; what another pair of the same name kept is nothing to this one."""
+    def restore(self, document: dict[str, Any], set_ns: int | None) -> None:
+        """See Keepable. What another pair of the same name kept is nothing to this one."""
         if document["created"] != self._created:
             return
-        clock, now_s = self._clock(), self._now_s()
+        clock, now_s = self._clock() - (set_ns or 0), self._now_s()
         age_s = max(0.0, (clock - document["heard_at"]) / _NS)
         beat = Heartbeat(**document["beat"])
         self._known_s = now_s - max(age_s, (clock - document["known_at"]) / _NS)
@@ -219,9 +220,12 @@ class Contact:
         self.beat = beat
         self._hear(beat, now_s - age_s)
         self.lag.cut()
+        if set_ns is None or not document.get("dated", True):
+            self.lag.undate()
         self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
         if document["last_word"] is not None:
-            self._last_word, self._last_word_at = Heartbeat(**document["last_word"]), document["last_word_at"]
+            self._last_word = Heartbeat(**document["last_word"])
+            self._last_word_s = now_s - max(0.0, (clock - document["last_word_at"]) / _NS)
         if document["arrived"] is not None:
             run, *counts = document["arrived"]
             self._arrived = run, Tally(*counts)
@@ -242,15 +246,18 @@ class Contact:
         if timed and original and 0 < later_ns <= (self._now_s() - heard_s) * _NS:
             heard_s, wall_ns = heard_s + later_ns / _NS, time
         newest = replace(beat, last_seq=sequence, last_time=max(time, beat.last_time), wall_ns=wall_ns)
+        dated = self.lag.dated
         self._hear(newest, heard_s)
         self.lag.cut()
+        if not dated:
+            self.lag.undate()
 
 
 class KeptContacts(KeptFigures):
     """The contacts of all pairs whose secondaries are here. A limit is kept at once, before anything goes on."""
 
-    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking, report: Report) -> None:
-        super().__init__(catalogue, FACT, run_blocking, report)
+    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking, report: Report, clocks: Clocks) -> None:
+        super().__init__(catalogue, FACT, run_blocking, report, clocks)
         self._limits: dict[str, tuple[int, int | None]] | None = {}
         """Those that are kept; None: others may be kept by now."""
 

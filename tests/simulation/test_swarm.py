@@ -38,6 +38,7 @@ REGRESSIONS = (
     (11000084, Cut(orders=frozenset({0}), steps=0), "an empty journal was lost to a start that could not write"),
     (11000302, Cut(steps=31), "what waited for room was journaled, and passed on, behind the cut of a takeover"),
     (11000321, Cut(), "a full journal held up what another group had got again"),
+    (30000064, Cut(frozenset({1, 3}), frozenset({0}), 10), "a clock set back while a site was down made its image new"),
     (10001894, Cut(frozenset({1, 2, 3}), steps=8), "writes with numbers that a power loss took were not counted"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
