@@ -57,7 +57,9 @@ class Contact:
         self._clock = clock
         self._now_s = now_s
         self._known_s = -math.inf
-        """Up to when it is known what the hosts wrote, by the local monotonic clock."""
+        """Up to when it is known what the hosts wrote, by the local monotonic clock; minus infinity: not known."""
+        self._known_before_s = -math.inf
+        """The same, as it was when the present run of the primary began."""
         self._limit_time = 0
         self._limit_through: int | None = None
         """Number that has to be applied before the limit falls; None: it stands."""
@@ -78,13 +80,14 @@ class Contact:
             self._limit_through = beat.last_seq
 
     def _hear(self, beat: Heartbeat, heard_s: float) -> None:
-        known_s = heard_s - beat.behind_ns / _NS
-        if self.beat is not None and beat.last_seq >= self.beat.last_seq:
+        if self.beat is None or beat.last_seq < self.beat.last_seq:
+            self._known_before_s = -math.inf
+        elif beat.run != self.beat.run:
             # A primary that restarted may know less of its own primary than it had told: what was known stays known.
-            known_s = max(known_s, self._known_s)
+            self._known_before_s = self._known_s
         self.beat = beat
-        self._known_s = known_s
-        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=heard_s - known_s)
+        self._known_s = max(heard_s - beat.behind_ns / _NS, self._known_before_s)
+        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=heard_s - self._known_s)
 
     def last_word(self, beat: Heartbeat) -> None:
         """The primary suspends or has suspended the pair, and was there when it said so."""
@@ -165,7 +168,7 @@ class Contact:
     @property
     def unknown_s(self) -> float:
         """Seconds for which nothing is known of what the hosts wrote."""
-        return self.heard_age_s if self.beat is None else max(0.0, self._now_s() - self._known_s)
+        return self.heard_age_s if math.isinf(self._known_s) else max(0.0, self._now_s() - self._known_s)
 
     @property
     def told_age_s(self) -> float | None:
@@ -199,7 +202,8 @@ class Contact:
         if self.beat is None:
             return None
         return {
-            "created": self._created, "heard_at": self.heard_at, "known_at": self.unknown_since,
+            "created": self._created, "heard_at": self.heard_at,
+            "known_at": None if math.isinf(self._known_s) else self.unknown_since,
             "beat": asdict(self.beat), "image": self.lag.image, "dated": self.lag.dated,
             "limit_time": self._limit_time, "limit_through": self._limit_through,
             "last_word": None if self._last_word is None else asdict(self._last_word),
@@ -214,14 +218,15 @@ class Contact:
         clock, now_s = self._clock() - (set_ns or 0), self._now_s()
         age_s = max(0.0, (clock - document["heard_at"]) / _NS)
         beat = Heartbeat(**document["beat"])
-        self._known_s = now_s - max(age_s, (clock - document["known_at"]) / _NS)
+        if document["known_at"] is not None:
+            self._known_before_s = now_s - max(age_s, (clock - document["known_at"]) / _NS)
         if document["image"] is not None:
             self.lag.restore(document["image"], beat.wall_ns, now_s - age_s)
         self.beat = beat
         self._hear(beat, now_s - age_s)
         self.lag.cut()
         if set_ns is None or not document.get("dated", True):
-            self.lag.undate()
+            self._undate()
         self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
         if document["last_word"] is not None:
             self._last_word = Heartbeat(**document["last_word"])
@@ -250,7 +255,12 @@ class Contact:
         self._hear(newest, heard_s)
         self.lag.cut()
         if not dated:
-            self.lag.undate()
+            self._undate()
+
+    def _undate(self) -> None:
+        """Nobody knows how long ago the primary was heard: nothing is known up to any time."""
+        self.lag.undate()
+        self._known_s = self._known_before_s = -math.inf
 
 
 class KeptContacts(KeptFigures):

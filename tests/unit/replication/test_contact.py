@@ -44,9 +44,12 @@ class Run:
         await self.thread_may_go.wait()
         return function(*arguments)
 
-    def heard(self, name: str, limit_time: int = 0, *, seq: int = 7, behind_s: int = 0) -> None:
-        wall_ns = round(self.now_s * SECOND)
-        beat = Heartbeat(seq, wall_ns, wall_ns, 1, 0, 0, behind_ns=behind_s * SECOND, limit_time=limit_time)
+    def heard(
+        self, name: str, limit_time: int = 0, *, seq: int = 7, behind_s: int = 0, run: int = 1, under_way_s: float = 0.0
+    ) -> None:
+        """A heartbeat comes in that was ``under_way_s``."""
+        wall_ns = round((self.now_s - under_way_s) * SECOND)
+        beat = Heartbeat(seq, wall_ns, wall_ns, run, 0, 0, behind_ns=behind_s * SECOND, limit_time=limit_time)
         self.contacts[name].heartbeat(beat, self.now_s)
 
     async def keep(self) -> None:
@@ -133,12 +136,26 @@ def test_what_was_known_is_not_forgotten_when_a_restarted_primary_knows_less() -
     run.heard("p")
     since = run.contacts["p"].unknown_since
     run.contacts["p"].applied(7)
-    run.now_s = 101.0
-    run.heard("p", behind_s=60)
-    assert run.contacts["p"].unknown_since == since
-    assert run.contacts["p"].lag.lag_seconds(run.now_s) == 1.0
-    run.heard("p", seq=6, behind_s=60)  # it has lost what it told of: that tells of no image any more
+    for now_s in (101.0, 102.0):
+        run.now_s = now_s
+        run.heard("p", behind_s=60, run=2)
+        assert run.contacts["p"].unknown_since == since
+        assert run.contacts["p"].lag.lag_seconds(run.now_s) == now_s - 100.0
+    run.heard("p", seq=6, behind_s=60, run=3)  # it has lost what it told of: that tells of no image any more
     assert run.contacts["p"].unknown_s == 60.0
+
+
+def test_late_heartbeat_of_a_copy_makes_it_newer_until_the_next_one_only() -> None:
+    """What it heard of its own primary stays as old as the heartbeat says that came soonest (I14)."""
+    run = Run(Catalogue(":memory:"), 100.0)
+    run.heard("p")
+    run.contacts["p"].applied(7)
+    run.now_s = 104.0
+    run.heard("p", behind_s=1, under_way_s=3.0)
+    run.now_s = 105.0
+    run.heard("p", behind_s=5)
+    assert run.contacts["p"].unknown_s == 5.0
+    assert run.contacts["p"].lag.lag_seconds(run.now_s) == 5.0
 
 
 def test_lag_goes_on_after_a_restart_from_the_image_that_was_kept() -> None:
@@ -232,6 +249,8 @@ def test_over_a_reboot_no_lag_is_told_by_a_clock_that_was_set_back() -> None:
     assert contact.lag.lag_seconds(third.now_s) == math.inf, "what was not known is not known later either"
     contact.last_word(Heartbeat(9, 0, 140 * SECOND, 1, 0, 0))
     assert contact.lag.lag_seconds(third.now_s) == 40.0, "the primary's clock tells it"
-    third.heard("p", seq=9)
+    third.heard("p", seq=9, behind_s=50, run=2)
+    assert contact.unknown_s == 50.0
+    third.heard("p", seq=9, run=2)
     contact.applied(9)
     assert contact.lag.lag_seconds(third.now_s) == 0.0
