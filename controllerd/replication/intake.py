@@ -184,8 +184,14 @@ class AsyncIntake:
         return None if gap is None else gap[0]
 
     def _drain(self) -> None:
-        group, queue = self._group, self._queue
         self._retry = None
+        try:
+            self._journal_queue()
+        finally:
+            self.sync()  # room may come only of what these records let be shown
+
+    def _journal_queue(self) -> None:
+        group, queue = self._group, self._queue
         while queue:
             batch = queue[0]
             try:
@@ -208,7 +214,6 @@ class AsyncIntake:
             self._undurable.append(batch)
             self._undurable_bytes += size
         self._events.stalled(None)
-        self.sync()
 
     def close(self) -> None:
         self._closed = True

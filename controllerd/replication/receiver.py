@@ -59,11 +59,19 @@ class PullFacts:
 class ReceiverEvents(Protocol):
     """Who is told what happens on the transfer path."""
 
+    @property
+    def active(self) -> bool:
+        """Whether records may come: the pair is not suspended here."""
+
     def pull_facts(self) -> PullFacts | None:
         """What to ask with; None: do not dial until `Receiver.poke`."""
 
     async def adopt(self, accept: Accept) -> None:
-        """The primary answered a pair that knows nothing of it yet; the next PULL says what is kept of it."""
+        """The primary answered a pair that knows nothing of it yet; the next PULL says what is kept of it.
+
+        Raises:
+            RemoteCopyError: nothing is kept of it.
+        """
 
     def refused(self, refuse: Refuse) -> None:
         """The primary refused."""
@@ -321,6 +329,8 @@ class Receiver:
             answer.set_result(Refuse.decode_untrusted(frame.payload))
             return
         accept = Accept.decode_untrusted(frame.payload)
+        if not self._events.active:  # or a primary that goes on all the same could change what was split off
+            raise FrameError("ACCEPT of a pair that is suspended here")
         if not 0 < accept.generation <= MAX_GENERATION or accept.time_source not in _TIME_SOURCES:
             raise FrameError(f"ACCEPT of generation {accept.generation}, write times from {accept.time_source!r}")
         if self._generation:

@@ -14,7 +14,7 @@ import contextlib
 from typing import Final
 
 from controllerd.model.apply_plan import Mode, Pending
-from controllerd.model.errors import RemoteCopyError
+from controllerd.model.errors import BadOrder, RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
 from controllerd.model.records import Kind
 from controllerd.replication.applier import DomainApplier
@@ -75,10 +75,12 @@ class SecondaryPair:
     @property
     def mode(self) -> Mode | None:
         """How the primary's write times are to be applied; None before the first contact."""
-        if not self.record.time_source or self.record.spec.mode == "sync":
-            # A synchronous secondary has given its own times, in its own group's order.
-            return None if not self.record.time_source else _mode(self.group.write_time.source)
-        return _mode(self.record.time_source)
+        return self._mode_with(self.record.time_source) if self.record.time_source else None
+
+    def _mode_with(self, time_source: str) -> Mode:
+        # A synchronous secondary has given its own times, in its own group's order.
+        source = self.group.write_time.source if self.record.spec.mode == "sync" else time_source
+        return "sequence" if source == "sequence" else "time"
 
     @property
     def now(self) -> int:
@@ -134,9 +136,19 @@ class SecondaryPair:
         )
 
     async def adopt(self, accept: Accept) -> None:
-        """First contact: take over the primary's generation and position, durably (nothing was received before)."""
-        # Meanwhile the group stays in its domain and holds the others back: what it will bring is not known yet.
+        """First contact: take over the primary's generation and position, durably (nothing was received before).
+
+        Raises:
+            BadOrder: the domain's groups have another kind of write times. The pair is suspended, nothing is kept.
+        """
         record, storage = self.record, self._context.storage
+        # Meanwhile the group stays in its domain and holds the others back: what it will bring is not known yet.
+        # The kind of its times counts from here on: other groups may have their first contact meanwhile.
+        try:
+            self.domain.add(self.group, 0, self._mode_with(accept.time_source))
+        except BadOrder as error:
+            self.suspend(PairEvent.FAIL, str(error))
+            raise
         if record.spec.mode == "sync":
             await storage.change_role(self.group, Role.SECONDARY, last_origin=accept.start_seq)
         else:
@@ -158,10 +170,7 @@ class SecondaryPair:
             "pair-adopted",
             {"pair": record.spec.identity, "generation": accept.generation, "start": accept.start_seq},
         )
-        try:
-            self.join_domain()
-        except RemoteCopyError as error:
-            self.suspend(PairEvent.FAIL, str(error))
+        self.join_domain()
 
     def refused(self, refuse: Refuse) -> None:
         record = self.record
@@ -409,10 +418,6 @@ class SecondaryPair:
         if fenced is not None and diverged:
             facts |= {"role": record.role.value, "writes": fenced.writes, "bytes": size, "reason": diverged}
             self._context.report("pair-diverged", facts)
-
-
-def _mode(time_source: str) -> Mode:
-    return "sequence" if time_source == "sequence" else "time"
 
 
 def _is_unknown(frame: Frame) -> bool:

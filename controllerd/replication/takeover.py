@@ -185,7 +185,7 @@ class Takeover:
                     " acknowledged writes may be missing"
                 )
             if not record.generation:
-                found.append(f"group {name}: {record.peer} was never reached; its volumes are empty")
+                found.append(f"group {name}: nothing ever came from {record.peer}; its volumes are empty")
             if record.state in (PairState.PSUE, PairState.PSUS):
                 found.append(f"group {name}: the pair is {record.state.value} ({record.reason}); its image is old")
             fault = pair.group.name_fault()

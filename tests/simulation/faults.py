@@ -219,7 +219,8 @@ class ClockStep(Fault):
         if self.rng.random() < 0.25:
             self._site.clock.stop()
         else:
-            self._site.clock.step(self.rng.choice((-3600.0, -2.0, -0.01, 0.5, 60.0, 3.2e7)))
+            # Not an hour back: then the times of hosts, whose clocks are right, would be believed no more.
+            self._site.clock.step(self.rng.choice((-600.0, -2.0, -0.01, 0.5, 60.0, 3.2e7)))
 
     def end(self) -> None:
         self._site.clock.go()

@@ -575,6 +575,25 @@ def test_what_a_primary_kept_alone_is_not_missed_when_it_rebooted_before_the_tak
     assert check(toy.history) == []
 
 
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_what_was_read_at_its_primary_and_never_acknowledged_is_not_promised_of_the_mirror(acknowledged: bool) -> None:
+    """The simulator's seed 11000544."""
+    toy = Toy()
+    toy.history.stable = True
+    toy.write("v0", 0)
+    alone = toy.submit("v0", 0)
+    toy.logs["A"].remove(alone)
+    if acknowledged:
+        toy.ack(alone)
+    toy.crash("C", "power")
+    toy.restart("C")
+    toy.read("C", "v0")
+    toy.take_over("A")
+    toy.write("v0", 1)
+    toy.image("A")
+    assert {violation.invariant for violation in check(toy.history)} == ({"I1", "I4"} if acknowledged else set())
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_what_was_flushed_alone_is_not_promised_of_the_mirror(alone: bool) -> None:
     """The simulator's seed 2003171."""

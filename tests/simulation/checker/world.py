@@ -386,7 +386,7 @@ class World:
 
     def _mirrored(self, pair: Pair, write: Write) -> bool:
         """Whether a write was acknowledged while its pair was surely PAIR, and the secondary cannot have lost it."""
-        if not pair.made < write.index or write.acked > pair.left:
+        if not pair.made < write.index or write.acked > pair.left or write.acked >= NEVER:
             return False
         if not self.history.prompt and write.acked > pair.paired:
             return False

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from controllerd.model.errors import Busy, Corrupt, NoSpace, RemoteCopyError
 from controllerd.model.records import Kind, encode_header
 from controllerd.replication.frames import Frame, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
@@ -17,6 +18,11 @@ from controllerd.storage.pending import Entry
 def intake_of(kind: type[AsyncIntake] | type[SyncIntake], group: GroupPort) -> AsyncIntake | SyncIntake:
     events = cast(Any, None)
     return AsyncIntake(group, events, 1 << 20) if kind is AsyncIntake else SyncIntake(group, events, 0.1)
+
+
+def tick_frame(number: int) -> Frame:
+    record = encode_header(Kind.TICK, sequence=number, time=number, generation=1, incarnation=1)
+    return Frame(int(FrameType.DATA), 0, 1, number, 1, memoryview(record))
 
 
 @pytest.mark.parametrize("kind", [AsyncIntake, SyncIntake])
@@ -66,8 +72,7 @@ async def test_frames_that_came_together_are_journaled_with_one_write_and_answer
     )
     intake = SyncIntake(cast(GroupPort, group), cast(Any, events), 60.0)
     for number in (1, 2, 3):
-        record = encode_header(Kind.TICK, sequence=number, time=number, generation=1, incarnation=1)
-        intake.take_untrusted(Frame(int(FrameType.DATA), 0, 1, number, 1, memoryview(record)), 1)
+        intake.take_untrusted(tick_frame(number), 1)
     assert told == []
     intake.journal()
     assert staged == [1, 2, 3]
@@ -75,3 +80,26 @@ async def test_frames_that_came_together_are_journaled_with_one_write_and_answer
     intake.journal()
     assert len(told) == 2, "there was nothing to journal"
     intake.close()
+
+
+@pytest.mark.parametrize("refusal", [Busy("full"), NoSpace("full"), Corrupt("no such volume")], ids=repr)
+async def test_what_came_before_a_frame_that_is_refused_is_made_durable(refusal: RemoteCopyError) -> None:
+    """A full journal could wait for ever: the records that let others be shown, and leave it, were never synced."""
+
+    def append_received(raw: object, entries: list[Entry]) -> None:
+        if entries[0].sequence == 3:
+            raise refusal
+        group.last_seq = entries[-1].sequence
+
+    synced: list[int] = []
+    group = SimpleNamespace(last_seq=0, durable_seq=0, append_received=append_received)
+    group.when_durable = lambda number, _then: synced.append(number)
+    refused: list[RemoteCopyError] = []
+    events = SimpleNamespace(received_run=lambda *_: None, stalled=refused.append, failed=refused.append)
+    intake = AsyncIntake(cast(GroupPort, group), cast(Any, events), 1 << 20)
+    for number in (1, 2, 3):
+        intake.take_untrusted(tick_frame(number), 1)
+    intake.journal()
+    intake.close()
+    assert refused == [refusal]
+    assert synced == [2]
