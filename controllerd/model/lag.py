@@ -47,6 +47,8 @@ class LagClock:
         self._applied = 0
         self._newest_mono_s = -math.inf
         self._fresh_until_s = -math.inf
+        self.dated = True
+        """Whether it is known how long ago the samples came in."""
 
     @property
     def consistent_wall_ns(self) -> int | None:
@@ -86,6 +88,7 @@ class LagClock:
             # Nothing new was written: this sample says more than the one before, whose clock reading is kept.
             ahead_ns = max(ahead_ns, samples.pop().ahead_ns)
         samples.append(_Sample(peer_last_seq, peer_wall_ns - round(behind_s * _NS), ahead_ns))
+        self.dated = True
         self._newest_mono_s = local_mono_s - under_way_s
         self._fresh_until_s = self._newest_mono_s + self.fresh_s - behind_s
         self._forget_passed()
@@ -103,6 +106,18 @@ class LagClock:
             self._applied = seq
             self._forget_passed()
 
+    def read_clock(self, peer_wall_ns: int, local_mono_s: float) -> None:
+        """The peer's wall clock was read, and said nothing of its last number."""
+        if self._samples:
+            newest = self._samples[-1]
+            ahead_ns = max(newest.ahead_ns, peer_wall_ns - round(local_mono_s * _NS))
+            self._samples[-1] = newest._replace(ahead_ns=ahead_ns)
+            self.dated = True
+
+    def undate(self) -> None:
+        """The samples came in nobody knows when: the lag is not known until the peer's clock is read again."""
+        self.dated = False
+
     def cut(self) -> None:
         """The link is known to be cut: the newest heartbeat is not the present any more."""
         self._fresh_until_s = -math.inf
@@ -116,7 +131,7 @@ class LagClock:
         within ``fresh_s`` a silent link and an idle primary look the same, unless the link is known to be `cut`.
         """
         consistent_ns = self.consistent_wall_ns
-        if consistent_ns is None:
+        if consistent_ns is None or not self.dated:
             return math.inf
         if len(self._samples) == 1 and local_mono_s < self._fresh_until_s and not missing:
             return 0.0

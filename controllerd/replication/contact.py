@@ -24,7 +24,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from controllerd.model.lag import LagClock
-from controllerd.replication.kept import Keepable, KeptFigures, RunBlocking
+from controllerd.replication.kept import Clocks, Keepable, KeptFigures, RunBlocking
 from controllerd.replication.messages import Heartbeat
 from controllerd.replication.ports import Report
 from controllerd.replication.tally import Tally
@@ -46,7 +46,7 @@ class Contact:
         """Newest heartbeat of the primary, of this session or an earlier one."""
         self._last_word: Heartbeat | None = None
         """Where the primary was when it said that the pair is suspended."""
-        self._last_word_at = 0
+        self._last_word_s = -math.inf
         self._base: tuple[int, int, int] | None = None
         """Run of the primary, and by how much its writes and bytes are more than what is counted here."""
         self._arrived: tuple[int, Tally] | None = None
@@ -57,7 +57,9 @@ class Contact:
         self._clock = clock
         self._now_s = now_s
         self._known_s = -math.inf
-        """Up to when it is known what the hosts wrote, by the local monotonic clock."""
+        """Up to when it is known what the hosts wrote, by the local monotonic clock; minus infinity: not known."""
+        self._known_before_s = -math.inf
+        """The same, as it was when the present run of the primary began."""
         self._limit_time = 0
         self._limit_through: int | None = None
         """Number that has to be applied before the limit falls; None: it stands."""
@@ -78,17 +80,19 @@ class Contact:
             self._limit_through = beat.last_seq
 
     def _hear(self, beat: Heartbeat, heard_s: float) -> None:
-        known_s = heard_s - beat.behind_ns / _NS
-        if self.beat is not None and beat.last_seq >= self.beat.last_seq:
+        if self.beat is None or beat.last_seq < self.beat.last_seq:
+            self._known_before_s = -math.inf
+        elif beat.run != self.beat.run:
             # A primary that restarted may know less of its own primary than it had told: what was known stays known.
-            known_s = max(known_s, self._known_s)
+            self._known_before_s = self._known_s
         self.beat = beat
-        self._known_s = known_s
-        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=heard_s - known_s)
+        self._known_s = max(heard_s - beat.behind_ns / _NS, self._known_before_s)
+        self.lag.heartbeat(beat.last_seq, beat.wall_ns, heard_s, behind_s=heard_s - self._known_s)
 
     def last_word(self, beat: Heartbeat) -> None:
         """The primary suspends or has suspended the pair, and was there when it said so."""
-        self._last_word, self._last_word_at = beat, self._clock()
+        self._last_word, self._last_word_s = beat, self._now_s()
+        self.lag.read_clock(beat.wall_ns, self._last_word_s)
 
     def counted(self, run: int, at: Tally, here: Tally) -> None:
         """In ``run`` of the primary ``at`` is its count of what is here, and ``here`` this side's."""
@@ -150,9 +154,9 @@ class Contact:
         return self._limit_time, self._limit_through
 
     @property
-    def heard_mark(self) -> tuple[float, int]:
+    def heard_mark(self) -> tuple[float, float]:
         """See Keepable."""
-        return self.lag.heard_s, self._last_word_at
+        return self.lag.heard_s, self._last_word_s
 
     @property
     def heard_age_s(self) -> float:
@@ -164,13 +168,13 @@ class Contact:
     @property
     def unknown_s(self) -> float:
         """Seconds for which nothing is known of what the hosts wrote."""
-        return self.heard_age_s if self.beat is None else max(0.0, self._now_s() - self._known_s)
+        return self.heard_age_s if math.isinf(self._known_s) else max(0.0, self._now_s() - self._known_s)
 
     @property
     def told_age_s(self) -> float | None:
         """Seconds since the primary told of `newest`; None: it never did."""
         if self._last_word is not None:
-            return max(0.0, (self._clock() - self._last_word_at) / _NS)
+            return max(0.0, self._now_s() - self._last_word_s)
         return None if self.beat is None else self.heard_age_s
 
     @property
@@ -198,30 +202,35 @@ class Contact:
         if self.beat is None:
             return None
         return {
-            "created": self._created, "heard_at": self.heard_at, "known_at": self.unknown_since,
-            "beat": asdict(self.beat), "image": self.lag.image,
+            "created": self._created, "heard_at": self.heard_at,
+            "known_at": None if math.isinf(self._known_s) else self.unknown_since,
+            "beat": asdict(self.beat), "image": self.lag.image, "dated": self.lag.dated,
             "limit_time": self._limit_time, "limit_through": self._limit_through,
             "last_word": None if self._last_word is None else asdict(self._last_word),
-            "last_word_at": self._last_word_at,
+            "last_word_at": self._clock() - round((self.told_age_s or 0.0) * _NS),
             "arrived": None if self._arrived is None else [self._arrived[0], *self._arrived[1]],
         }  # fmt: skip
 
-    def restore(self, document: dict[str, Any]) -> None:
-        """Go on from what an earlier run kept; what another pair of the same name kept is nothing to this one."""
+    def restore(self, document: dict[str, Any], set_ns: int | None) -> None:
+        """See Keepable. What another pair of the same name kept is nothing to this one."""
         if document["created"] != self._created:
             return
-        clock, now_s = self._clock(), self._now_s()
+        clock, now_s = self._clock() - (set_ns or 0), self._now_s()
         age_s = max(0.0, (clock - document["heard_at"]) / _NS)
         beat = Heartbeat(**document["beat"])
-        self._known_s = now_s - max(age_s, (clock - document["known_at"]) / _NS)
+        if document["known_at"] is not None:
+            self._known_before_s = now_s - max(age_s, (clock - document["known_at"]) / _NS)
         if document["image"] is not None:
             self.lag.restore(document["image"], beat.wall_ns, now_s - age_s)
         self.beat = beat
         self._hear(beat, now_s - age_s)
         self.lag.cut()
+        if set_ns is None or not document.get("dated", True):
+            self._undate()
         self._limit_time, self._limit_through = document["limit_time"], document["limit_through"]
         if document["last_word"] is not None:
-            self._last_word, self._last_word_at = Heartbeat(**document["last_word"]), document["last_word_at"]
+            self._last_word = Heartbeat(**document["last_word"])
+            self._last_word_s = now_s - max(0.0, (clock - document["last_word_at"]) / _NS)
         if document["arrived"] is not None:
             run, *counts = document["arrived"]
             self._arrived = run, Tally(*counts)
@@ -242,15 +251,23 @@ class Contact:
         if timed and original and 0 < later_ns <= (self._now_s() - heard_s) * _NS:
             heard_s, wall_ns = heard_s + later_ns / _NS, time
         newest = replace(beat, last_seq=sequence, last_time=max(time, beat.last_time), wall_ns=wall_ns)
+        dated = self.lag.dated
         self._hear(newest, heard_s)
         self.lag.cut()
+        if not dated:
+            self._undate()
+
+    def _undate(self) -> None:
+        """Nobody knows how long ago the primary was heard: nothing is known up to any time."""
+        self.lag.undate()
+        self._known_s = self._known_before_s = -math.inf
 
 
 class KeptContacts(KeptFigures):
     """The contacts of all pairs whose secondaries are here. A limit is kept at once, before anything goes on."""
 
-    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking, report: Report) -> None:
-        super().__init__(catalogue, FACT, run_blocking, report)
+    def __init__(self, catalogue: Catalogue, run_blocking: RunBlocking, report: Report, clocks: Clocks) -> None:
+        super().__init__(catalogue, FACT, run_blocking, report, clocks)
         self._limits: dict[str, tuple[int, int | None]] | None = {}
         """Those that are kept; None: others may be kept by now."""
 

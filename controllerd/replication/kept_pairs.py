@@ -14,7 +14,7 @@ from typing import Final
 from controllerd.model.errors import RemoteCopyError
 from controllerd.replication.contact import Contact, KeptContacts
 from controllerd.replication.context import Context
-from controllerd.replication.kept import Keepable, KeptFigures
+from controllerd.replication.kept import Clocks, Keepable, KeptFigures
 from controllerd.replication.register import PairRegister
 from controllerd.replication.sender import Sender
 
@@ -27,8 +27,9 @@ class KeptPairs:
     def __init__(self, context: Context, pairs: PairRegister) -> None:
         self._pairs = pairs
         catalogue, run_blocking = context.storage.catalogue, context.storage.checkpointer.run_blocking
-        self._contacts = KeptContacts(catalogue, run_blocking, context.report)
-        self._acks = KeptFigures(catalogue, ACKS_FACT, run_blocking, context.report)
+        clocks = Clocks(context.clock, lambda: asyncio.get_running_loop().time(), context.settings.boot)
+        self._contacts = KeptContacts(catalogue, run_blocking, context.report, clocks)
+        self._acks = KeptFigures(catalogue, ACKS_FACT, run_blocking, context.report, clocks)
 
     def restore(self) -> None:
         """Give every pair what the run before kept of it."""

@@ -350,9 +350,9 @@ class Sender:
     # ---- over restarts -----------------------------------------------------------------
 
     @property
-    def heard_mark(self) -> tuple[float, int]:
+    def heard_mark(self) -> tuple[float, float]:
         """See Keepable."""
-        return self.lag.heard_s, 0
+        return self.lag.heard_s, 0.0
 
     def document(self) -> dict[str, Any] | None:
         """What is kept of what the secondary said, as JSON values; None: it said nothing yet."""
@@ -363,10 +363,11 @@ class Sender:
             "heard_at": self.last_contact,
             "said": asdict(self.said),
             "image": self.lag.image,
+            "dated": self.lag.dated,
         }
 
-    def restore(self, document: dict[str, Any]) -> None:
-        """Go on from what an earlier run kept; what another pair of the same name kept is nothing to this one."""
+    def restore(self, document: dict[str, Any], set_ns: int | None) -> None:
+        """See Keepable. What another pair of the same name kept is nothing to this one."""
         if document["created"] != self._created:
             return
         kept = Ack(**document["said"])
@@ -375,12 +376,15 @@ class Sender:
             kept, received=min(kept.received, last), durable=min(kept.durable, last), applied=min(kept.applied, last),
             held="",
         )  # fmt: skip
-        heard_at = self.last_contact = document["heard_at"]
+        heard_at, clock = document["heard_at"], self._clock()
+        self.last_contact = min(heard_at + (set_ns or 0), clock)
         if document["image"] is not None:
-            heard_s = asyncio.get_running_loop().time() - max(0, self._clock() - heard_at) / 1e9
+            heard_s = asyncio.get_running_loop().time() - (clock - self.last_contact) / 1e9
             self.lag.restore(document["image"], heard_at, heard_s)
             self.lag.applied(document["image"][0])
             self.lag.cut()
+            if set_ns is None or not document.get("dated", True):
+                self.lag.undate()
 
     # ---- what was counted ---------------------------------------------------------
 

@@ -160,6 +160,8 @@ class Takeover:
         """
         if any(pair.record.time_source == "sequence" or pair.missing_unknown for pair in self._pairs):
             return None
+        if not all(pair.contact.lag.dated for pair in self._pairs):
+            return None
         if all(group.missing_writes == 0 and group.unusable_writes == 0 for group in groups):
             return 0.0
         known = [group.primary_time for group in groups if group.primary_time is not None]

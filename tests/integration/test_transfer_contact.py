@@ -237,3 +237,43 @@ async def test_seconds_are_never_zero_while_writes_are_missing_at_a_primary_that
     assert b.pairs.preview().groups[0].missing_writes
     for site in (a, b):
         await site.stop()
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
+async def test_clock_set_back_while_a_controller_is_down_makes_no_lag_smaller(tmp_path: Path, rebooted: bool) -> None:
+    """The monotonic clock tells how old kept figures are; over a reboot nobody does, and 0 would be a claim (I14)."""
+    a, b = (Site(name, tmp_path / name, peer_timeout_s=30, boot="one") for name in "AB")
+    for site in (a, b):
+        await site.start()
+        site.make({"g": ["v"]})
+    connect(a, b)
+    await pair(a, "g", b)
+    await a.write("v", 0, b"one")
+    await caught_up(a, b, "g")
+    await until(lambda: a.pairs.status()[0].lag_s == 0 == b.pairs.status()[0].lag_s, a, b)
+    for site in (a, b):
+        await site.crash()
+    down_s = asyncio.get_running_loop().time()
+    for site in (a, b):
+        site.clock_set_ns -= 3600 * 10**9
+        if rebooted:
+            site.changes["boot"] = "two"
+    await b.start()
+    status, report = b.pairs.status()[0], b.pairs.preview()
+    assert (status.lag_s is None) == (report.rpo_s is None) == rebooted
+    if not rebooted:
+        assert status.lag_s is not None
+        assert 0 < status.lag_s < 600
+    await b.crash()
+    await a.start()
+    status = a.pairs.status()[0]
+    assert (status.lag_s is None) == rebooted
+    if not rebooted:
+        assert status.lag_s is not None
+        assert status.lag_s >= asyncio.get_running_loop().time() - down_s - 0.1
+        assert status.last_contact is not None
+        assert abs(a.clock() - status.last_contact) < 600 * 10**9
+    await b.start()
+    await until(lambda: a.pairs.status()[0].lag_s == 0 == b.pairs.status()[0].lag_s, a, b)
+    for site in (a, b):
+        await site.stop()

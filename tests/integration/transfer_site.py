@@ -48,6 +48,8 @@ class Site:
         self.changes = changes
         self.peers: dict[str, PeerSettings] = {}
         self.port = free_port()
+        self.clock_set_ns = 0
+        """By how much somebody has set the wall clock."""
         self.files: SystemFiles
         self.storage: StorageSystem
         self.pairs: PairManager
@@ -67,7 +69,7 @@ class Site:
                 }
             ),
             self.files,
-            clock=time.time_ns,
+            clock=self.clock,
             report=self.report,
             rng=random.Random(self.name),
         )
@@ -85,12 +87,15 @@ class Site:
         )
         settings = dataclasses.replace(settings, **self.changes)
         self.pairs = PairManager(
-            self.storage, settings, clock=time.time_ns, rng=random.Random(self.name), report=self.report
+            self.storage, settings, clock=self.clock, rng=random.Random(self.name), report=self.report
         )
         self.pairs.load()
         await self.pairs.start()
         self.port = self.pairs.port
         return self
+
+    def clock(self) -> int:
+        return time.time_ns() + self.clock_set_ns
 
     def report(self, event: str, facts: dict[str, object]) -> None:
         self.events.append((event, facts))

@@ -210,3 +210,31 @@ def test_never_zero_when_something_is_known_to_be_missing() -> None:
     clock.heartbeat(9, 101 * 10**9, 11.0)
     assert clock.told_s == pytest.approx(1.0)
     assert clock.lag_seconds(11.25, missing=True) == pytest.approx(1.25)
+
+
+def test_clock_of_the_peer_alone_makes_the_image_older_and_never_newer() -> None:
+    clock = LagClock(FRESH_S)
+    clock.applied(7)
+    clock.heartbeat(7, WALL * NS, 10.0)
+    clock.cut()
+    clock.read_clock((WALL + 30) * NS, 20.0)
+    assert clock.lag_seconds(21.0) == pytest.approx(31.0)
+    clock.read_clock((WALL + 1) * NS, 22.0)  # was under way for long
+    assert clock.lag_seconds(22.0) == pytest.approx(32.0)
+    assert clock.heard_s == 10.0
+
+
+def test_samples_of_nobody_knows_when_tell_no_lag_until_the_clock_of_the_peer_is_read() -> None:
+    clock = LagClock(FRESH_S)
+    clock.undate()
+    clock.read_clock(WALL * NS, 9.0)
+    assert not clock.dated
+    clock.applied(7)
+    clock.heartbeat(7, WALL * NS, 10.0)
+    clock.undate()
+    assert clock.lag_seconds(10.0) == math.inf
+    assert clock.consistent_wall_ns == WALL * NS
+    clock.read_clock((WALL + 3) * NS, 10.0)
+    assert clock.lag_seconds(10.0) == 0.0
+    clock.cut()
+    assert clock.lag_seconds(10.0) == pytest.approx(3.0)
