@@ -56,7 +56,8 @@ class _BoundedHttp(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # `pause_writing` tells of the first byte that does not leave
+        # `pause_writing` tells of the first bytes that do not leave. With 0 TLS would pause when nothing is to be sent.
+        transport.set_write_buffer_limits(high=1, low=0)
         limit = self.config.limit_concurrency
         if limit is not None and len(self.connections) >= limit:
             self._take_place()
