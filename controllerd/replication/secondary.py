@@ -319,7 +319,9 @@ class SecondaryPair:
         record, group = self.record, self.group
         # Own ticks are no word of the primary.
         if record.generation and group.recovered and record.state is not PairState.SSWS and not record.adrift_time:
-            self.contact.proved(self.intake.next_seq - 1, group.last_time, timed=record.time_source == "clock")
+            # On a synchronous leg times may have been clamped: to another primary's clock, or this controller's.
+            timed = record.time_source == "clock" and record.spec.mode == "async"
+            self.contact.proved(self.intake.next_seq - 1, group.last_time, timed=timed)
 
     @property
     def limit_time(self) -> int:
