@@ -417,17 +417,21 @@ class World:
         return ""
 
     def _damaged_before(self, leg: Leg) -> set[tuple[str, str]]:
-        """What is damaged at rest on the way to the secondary of a leg."""
-        chain = self.plan.chains[leg.group]
-        before = chain[: chain.index(leg.secondary) + 1]
+        """What is damaged at rest on the ways to the secondary of a leg, of all groups: they share an apply domain."""
+        before = self._before(leg.secondary)
         return {(site, group) for site, group in self._damaged if site in before}
+
+    def _before(self, site: str) -> set[str]:
+        """The sites from which anything comes to ``site``, and itself: its groups share an apply domain."""
+        primaries = {leg.primary for leg in self.plan.legs if leg.secondary == site}
+        return {site}.union(*map(self._before, primaries))
 
     def _says_damage(self, leg: Leg) -> bool:
         """Whether a leg waits because of damage at rest, its own or another group's, and a site says why it waits."""
-        damaged = self._damaged_before(leg)
-        if not damaged or any(not group for _, group in damaged):
+        damaged, chain = self._damaged_before(leg), self.plan.chains[leg.group]
+        if not damaged or any(site in chain and not group for site, group in damaged):
             return bool(damaged)  # without its catalogue a site does not start
-        for name in self.plan.chains[leg.group]:
+        for name in chain:
             site = self.sites[name]
             said = site.storage.groups[leg.group].broken is not None
             for status in site.pairs.status() if site.serving else ():
