@@ -402,6 +402,8 @@ class World:
             return f"{identity}: {states}; {near.record.reason}/{far.record.reason}"
         if far.record.state is PairState.SSWS and near.record.state is not PairState.SSWS:
             return f"{identity}: {states}: the old primary is not fenced"
+        if far.record.fence is not None:
+            return f"{identity}: {states}: the old primary has not said what it has alone"
         if not near.active:
             if not near.record.reason or not far.record.reason:
                 return f"{identity}: {states} without a reason"
