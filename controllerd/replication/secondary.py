@@ -379,7 +379,8 @@ class SecondaryPair:
         """How old what is here is, for those who copy it from here."""
         if self.record.state is PairState.SSWS:
             return Source()
-        return Source(round(self.contact.unknown_s * 1e9), self.limit_time, self.why_unheard())
+        behind_ns = max(1, round(self.contact.unknown_s * 1e9))  # 0 would say that this is no copy
+        return Source(behind_ns, self.limit_time, self.why_unheard())
 
     # ---- fence ------------------------------------------------------------------------------
 

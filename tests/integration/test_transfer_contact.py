@@ -11,7 +11,7 @@ import pytest
 
 from controllerd.model.lag import LEAST_S
 from controllerd.model.pair_state import PairState
-from controllerd.replication.contact import FACT
+from controllerd.replication.contact import FACT, Contact
 from controllerd.replication.status import PairStatus
 from controllerd.storage.catalogue import Catalogue
 from tests.integration.transfer_site import Site, caught_up, connect, pair, until
@@ -178,6 +178,12 @@ async def test_last_contact_is_known_after_a_restart(cascade: Cascade) -> None:
         assert abs(report.unknown_since - before.unknown_since) < 10**9
         assert cascade.at_b().lag_s
     await a.start()
+
+
+async def test_copy_says_that_it_is_one_however_new_it_is(cascade: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's time stands still during a turn, so a heartbeat may be 0 ns old; 0 says that nothing is copied."""
+    monkeypatch.setattr(Contact, "unknown_s", 0.0)
+    assert cascade.a.pairs.secondaries["C:g-A:g"].source().behind_ns > 0
 
 
 async def test_last_site_does_not_forget_what_a_restarted_middle_site_has_forgotten(cascade: Cascade) -> None:
