@@ -83,6 +83,8 @@ class TakeOver(Order):
         groups = sorted({leg.group for leg in world.plan.legs if leg.secondary == target.name})
         upstream = {site for group in groups for site in world.upstream(group, target.name)}
         async with world.taking_over:
+            if world.healing.is_set():
+                return  # as `play`: one before was not answered until then
             if all(world.writer_of[group] in upstream for group in groups):
                 await self._take_over(target, groups, sorted(upstream))
 

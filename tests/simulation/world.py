@@ -240,8 +240,11 @@ class World:
         self.hosts = [Host(self, host) for host in plan.hosts]
         start = self.loop.create_task
         hosts = [start(host.run(), name=host.plan.name) for host in self.hosts]
-        begun = [start(faults.play(self, each.kind, each.number, each.at, self._fault)) for each in plan.faults]
-        begun += [start(orders.play(self, each.kind, each.number, each.at)) for each in plan.orders]
+        begun = [
+            start(faults.play(self, each.kind, each.number, each.at, self._fault), name=each.kind)
+            for each in plan.faults
+        ]
+        begun += [start(orders.play(self, each.kind, each.number, each.at), name=each.kind) for each in plan.orders]
         looking = start(self._look())
         await asyncio.sleep(plan.chaos_s)
         self.healing.set()
