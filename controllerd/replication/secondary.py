@@ -310,7 +310,8 @@ class SecondaryPair:
             return False
         # A number is given once, so the last one is known; with equal times only what is older than the last is.
         known = self.group.last_time + (self.group.write_time.source == "sequence")
-        self.record.adrift_time = max(1, known)
+        # The line of numbers passes those that other groups got since, and what was claimed stays so.
+        self.record.adrift_time = max(1, known, self.domain.cut_time)
         self._context.save(self.record)
         return True
 
