@@ -46,6 +46,7 @@ class LagClock:
         self._samples: deque[_Sample] = deque()
         self._applied = 0
         self._newest_mono_s = -math.inf
+        self._newest_wall_ns = 0
         self._fresh_until_s = -math.inf
         self.dated = True
         """Whether it is known how long ago the samples came in."""
@@ -59,9 +60,12 @@ class LagClock:
 
     @property
     def image(self) -> tuple[int, int] | None:
-        """(number, wall ns): with everything up to that number the image is as new as that; None: not known yet."""
-        known = self.consistent_wall_ns
-        return None if known is None else (self._samples[0].seq, known)
+        """(number, wall ns): with everything up to that number the image is as new as that; None: not known yet.
+
+        By the peer's clock as the newest heartbeat showed it: the clock may have been set since the image was new.
+        """
+        age_ns = self._age_ns(self._newest_mono_s)
+        return None if age_ns is None else (self._samples[0].seq, self._newest_wall_ns - age_ns)
 
     @property
     def heard_s(self) -> float:
@@ -90,6 +94,7 @@ class LagClock:
         samples.append(_Sample(peer_last_seq, peer_wall_ns - round(behind_s * _NS), ahead_ns))
         self.dated = True
         self._newest_mono_s = local_mono_s - under_way_s
+        self._newest_wall_ns = peer_wall_ns
         self._fresh_until_s = self._newest_mono_s + self.fresh_s - behind_s
         self._forget_passed()
         if len(samples) > self.samples_max:
@@ -130,14 +135,19 @@ class LagClock:
         Exactly 0.0 if what the newest heartbeat told of is younger than ``fresh_s`` and all of it is applied:
         within ``fresh_s`` a silent link and an idle primary look the same, unless the link is known to be `cut`.
         """
-        consistent_ns = self.consistent_wall_ns
-        if consistent_ns is None or not self.dated:
+        age_ns = self._age_ns(local_mono_s)
+        if age_ns is None or not self.dated:
             return math.inf
         if len(self._samples) == 1 and local_mono_s < self._fresh_until_s and not missing:
             return 0.0
-        ahead_ns = max(sample.ahead_ns for sample in self._samples)
-        present_ns = ahead_ns + round(local_mono_s * _NS)
-        return max(LEAST_S if missing else 0.0, (present_ns - consistent_ns) / _NS)
+        return max(LEAST_S if missing else 0.0, age_ns / _NS)
+
+    def _age_ns(self, local_mono_s: float) -> int | None:
+        """How old the image is then, by what every sample said of the peer's clock; None: not known."""
+        consistent_ns = self.consistent_wall_ns
+        if consistent_ns is None:
+            return None
+        return max(sample.ahead_ns for sample in self._samples) + round(local_mono_s * _NS) - consistent_ns
 
     @property
     def told_s(self) -> float:

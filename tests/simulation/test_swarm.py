@@ -45,6 +45,7 @@ REGRESSIONS = (
     (40000265, Cut(frozenset({0, 4, 5, 6, 7}), frozenset({0})), "nobody waited for what an old primary has alone"),
     (40001660, Cut(frozenset({0, 101}), steps=13), "takeovers waited for each other until long after the faults"),
     (40002315, Cut(frozenset({0}), steps=26), "numbers of other groups were claimed no more once a primary was silent"),
+    (41000279, Cut(frozenset({2, 3, 5, 6, 7, 105}), frozenset({0}), 60), "a primary's clock set back made it new"),
     (30000064, Cut(frozenset({1, 3}), frozenset({0}), 10), "a clock set back while a site was down made its image new"),
     (10001894, Cut(frozenset({1, 2, 3}), steps=8), "writes with numbers that a power loss took were not counted"),
 )

@@ -172,6 +172,20 @@ def test_lag_goes_on_after_a_restart_from_the_image_that_was_kept() -> None:
     assert again.contacts["p"].lag.lag_seconds(again.now_s) == 35.0
 
 
+def test_clock_of_the_primary_that_is_set_back_makes_no_image_newer_over_a_restart() -> None:
+    """The simulator's seed 41000279 (I14, F28)."""
+    catalogue = Catalogue(":memory:")
+    run = Run(catalogue, 100.0)
+    run.heard("p", seq=7)
+    run.contacts["p"].applied(7)
+    run.now_s = 130.0
+    run.contacts["p"].heartbeat(Heartbeat(9, 0, (130 - 60) * SECOND, 1, 0, 0), run.now_s)
+    run.kept.keep_now(run.contacts, run.now_s)
+    again = Run(catalogue, 135.0)
+    again.contacts["p"].applied(7)
+    assert again.contacts["p"].lag.lag_seconds(again.now_s) == 35.0
+
+
 def test_record_in_the_journal_counts_as_heard_when_it_was_written() -> None:
     catalogue = Catalogue(":memory:")
     run = Run(catalogue, 100.0)
