@@ -149,14 +149,22 @@ class LagClock:
             return None
         return max(sample.ahead_ns for sample in self._samples) + round(local_mono_s * _NS) - consistent_ns
 
+    def age_seconds(self, local_mono_s: float) -> float:
+        """How old the image was then, by what every sample said of the peer's clock; infinite: not known."""
+        age_ns = self._age_ns(local_mono_s)
+        return math.inf if age_ns is None else max(0.0, age_ns / _NS)
+
     @property
     def told_s(self) -> float:
-        """Seconds of the peer's wall time between what the image holds for sure and the newest heartbeat.
+        """Seconds at the peer between what the image holds for sure and what the newest heartbeat told of.
 
         Infinite when it is not known what the image holds.
         """
-        consistent_ns = self.consistent_wall_ns
-        return math.inf if consistent_ns is None else max(0.0, (self._samples[-1].wall_ns - consistent_ns) / _NS)
+        age_ns = self._age_ns(self._newest_mono_s)
+        if age_ns is None:
+            return math.inf
+        behind_ns = self._newest_wall_ns - self._samples[-1].wall_ns
+        return max(0.0, (age_ns - behind_ns) / _NS)
 
     def _forget_passed(self) -> None:
         """Keep one sample that is applied wholly, the newest, as the first."""

@@ -179,11 +179,12 @@ class Contact:
 
     @property
     def told_s(self) -> float:
-        """Seconds of the primary's wall time between what is shown for sure and `newest`; infinite: not known."""
+        """Seconds at the primary between what is shown for sure and `newest`; infinite: not known."""
         shown_ns = self.lag.consistent_wall_ns
         if self._last_word is None or shown_ns is None:
             return self.lag.told_s
-        return max(0.0, (self._last_word.wall_ns - shown_ns) / _NS)
+        # After a restart the lag does not know what the last word said of the clock.
+        return max((self._last_word.wall_ns - shown_ns) / _NS, self.lag.age_seconds(self._last_word_s))
 
     @property
     def heard_at(self) -> int:

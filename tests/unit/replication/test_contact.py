@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,6 +185,20 @@ def test_clock_of_the_primary_that_is_set_back_makes_no_image_newer_over_a_resta
     again = Run(catalogue, 135.0)
     again.contacts["p"].applied(7)
     assert again.contacts["p"].lag.lag_seconds(again.now_s) == 35.0
+
+
+def test_clock_of_the_primary_that_is_set_back_hides_no_time_from_what_is_missing() -> None:
+    run = Run(Catalogue(":memory:"), 100.0)
+    contact = run.contacts["p"]
+    run.heard("p", seq=7)
+    contact.applied(7)
+    run.now_s = 130.0
+    beat = Heartbeat(9, 0, (130 - 60) * SECOND, 1, 0, 0)
+    contact.heartbeat(beat, run.now_s)
+    assert contact.told_s == 30.0
+    run.now_s = 132.0
+    contact.last_word(replace(beat, wall_ns=(132 - 60) * SECOND))
+    assert contact.told_s == 32.0
 
 
 def test_record_in_the_journal_counts_as_heard_when_it_was_written() -> None:
