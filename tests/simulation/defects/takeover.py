@@ -129,7 +129,7 @@ TAKEOVER: Final[tuple[Defect, ...]] = (
         Edit("controllerd/replication/context.py", "        record.reason = reason\n", '        record.reason = ""\n'),
     )),
     Defect("the lag of a cut link does not grow", "I14", ("unit:tests/unit/model/test_lag.py",), (
-        Edit("controllerd/model/lag.py", "        present_ns = ahead_ns + round(local_mono_s * _NS)\n",
-             "        present_ns = ahead_ns + round(self._newest_mono_s * _NS)\n"),
+        Edit("controllerd/model/lag.py", " + round(local_mono_s * _NS) - consistent_ns\n",
+             " + round(self._newest_mono_s * _NS) - consistent_ns\n"),
     )),
 )  # fmt: skip
