@@ -718,6 +718,25 @@ def test_fua_needs_its_own_write_only() -> None:
     assert found(toy) == {"I4"}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_flush_speaks_of_what_its_site_has_found_again_after_a_power_loss(again: bool) -> None:
+    """The simulator's seed 32010143: the next site showed what its old primary had lost, which was then flushed."""
+    toy = Toy()
+    first = toy.write("v0", 0)
+    _durable(toy, "C", first)
+    toy.flush()
+    second = toy.write("v0", 1)
+    toy.crash("C", "power", lose=1)
+    if again:
+        toy.journaled("C", second, 2)
+    toy.restart("C")
+    toy.take_over("A")
+    toy.image("A")
+    toy.primary = "C"
+    toy.flush()
+    assert found(toy) == ({"I4"} if again else set())
+
+
 @pytest.mark.parametrize("confirmed", [False, True])
 def test_flushed_write_may_be_dropped_by_a_takeover_in_doubt_and_by_no_other(confirmed: bool) -> None:
     """The simulator's seed 20200576."""

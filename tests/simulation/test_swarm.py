@@ -42,6 +42,11 @@ REGRESSIONS = (
     (32000836, Cut(frozenset({0}), steps=40), "a takeover failed half way, and nobody said that it waits for an order"),
     (30000064, Cut(frozenset({1, 3}), frozenset({0}), 10), "a clock set back while a site was down made its image new"),
     (10001894, Cut(frozenset({1, 2, 3}), steps=8), "writes with numbers that a power loss took were not counted"),
+    (
+        32010143,
+        Cut(frozenset({1, 2, 4, 5, 6, 7, 101, 105, 106}), frozenset({0}), 34),
+        "the checker asked a flush for what its site had lost, and another one showed",
+    ),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 
