@@ -47,6 +47,12 @@ REGRESSIONS = (
         Cut(frozenset({1, 2, 4, 5, 6, 7, 101, 105, 106}), frozenset({0}), 34),
         "the checker asked a flush for what its site had lost, and another one showed",
     ),
+    (
+        31200173,
+        Cut(frozenset({2, 3, 4, 5, 6, 7, 106}), frozenset({0}), 25),
+        "a mirror in doubt confirmed what its takeover dropped",
+    ),
+    (32007604, Cut(frozenset({1, 2, 3, 4, 5, 6, 7}), steps=43), "one group of a mirror in doubt was taken over whole"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 
