@@ -737,6 +737,32 @@ def test_a_flush_speaks_of_what_its_site_has_found_again_after_a_power_loss(agai
     assert found(toy) == ({"I4"} if again else set())
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lag_is_measured_against_what_the_primary_has_after_its_power_loss(again: bool) -> None:
+    """The simulator's seed 50003174: a mirror had lost a write, and took over without it."""
+    toy = Toy()
+    first = toy.write("v0", 0)
+    toy.apply(1)
+    toy.journaled("A", first, 1)
+    _durable(toy, "A", first)
+    second = toy.submit("v0", 1)
+    toy.journaled("A", second, 2)
+    toy.crash("A", "power")
+    if again:
+        toy.journaled("A", second, 2)
+    else:
+        toy.logs["A"].remove(second)
+    toy.restart("A")
+    toy.status("C", "g0", "primary", "A", "PSUE", reason="link")
+    toy.ack(second)
+    toy.take_over("A")
+    toy.now += 10
+    toy.status("B", "g0", "secondary", "A", "PAIR", lag_s=0.0)
+    toy.now -= 0.01
+    toy.image("B")
+    assert found(toy) == ({"I14"} if again else set())
+
+
 @pytest.mark.parametrize("confirmed", ["", "v0", "v1"])
 def test_flushed_write_may_be_dropped_by_a_takeover_in_doubt_and_by_no_other(confirmed: str) -> None:
     """The simulator's seed 20200576. A mirror in doubt confirms nothing in any of its groups."""

@@ -54,6 +54,7 @@ REGRESSIONS = (
     ),
     (32007604, Cut(frozenset({1, 2, 3, 4, 5, 6, 7}), steps=43), "one group of a mirror in doubt was taken over whole"),
     (32002738, Cut(steps=38), "the checker took lost ticks for nothing that a mirror in doubt could lack"),
+    (50003174, Cut(), "the checker measured a lag against what the primary had lost with its power"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 
