@@ -192,7 +192,7 @@ class PairManager:
                 report=self.context.report,
                 clock=self.context.clock,
             )
-        pair = SecondaryPair(record, group, domain, self.context)
+        pair = SecondaryPair(record, group, domain, self.context, others=lambda: self._pairs.by_group(domain).values())
         pair.contact.on_limit = self._kept.keep_limits
         self.secondaries[record.spec.identity] = pair
         return pair

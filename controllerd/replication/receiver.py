@@ -63,6 +63,10 @@ class ReceiverEvents(Protocol):
     def active(self) -> bool:
         """Whether records may come: the pair is not suspended here."""
 
+    @property
+    def confirms(self) -> bool:
+        """Whether what is here may be acknowledged."""
+
     def pull_facts(self) -> PullFacts | None:
         """What to ask with; None: do not dial until `Receiver.poke`."""
 
@@ -247,7 +251,7 @@ class Receiver:
         fresh = not facts.generation
         pull = Pull(
             facts.pair, facts.group, facts.generation, facts.incarnation,
-            0 if fresh else intake.next_seq, 0 if fresh else intake.durable_seq,
+            0 if fresh else intake.next_seq, 0 if fresh or not self._events.confirms else intake.durable_seq,
             self._epoch, index, facts.connections, self._credit, facts.state, facts.reason,
         )  # fmt: skip
         link.send(pull.encode())
@@ -362,6 +366,8 @@ class Receiver:
         intake = self.intake
         received, applied = intake.received_seq, intake.applied_seq
         self.contact.applied(applied)
+        if not self._events.confirms:
+            received = 0  # the primary takes nothing back that it heard before
         return Ack(
             received, min(intake.durable_seq, received), min(applied, received), self._events.applied_time(),
             self._credit, self._events.tick_wanted(), self._held,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from controllerd.model.apply_plan import Mode, Pending
@@ -36,9 +37,17 @@ _FAILURES = {RefuseCode.DIVERGED, RefuseCode.TRIMMED, RefuseCode.WRONG_GENERATIO
 
 
 class SecondaryPair:
-    """One pair whose S-VOLs are here, in apply domain ``domain``."""
+    """One pair whose S-VOLs are here, in apply domain ``domain``; ``others``: all pairs of that, this one too."""
 
-    def __init__(self, record: PairRecord, group: Group, domain: DomainApplier, context: Context) -> None:
+    def __init__(
+        self,
+        record: PairRecord,
+        group: Group,
+        domain: DomainApplier,
+        context: Context,
+        *,
+        others: Callable[[], Iterable[SecondaryPair]],
+    ) -> None:
         self.record = record
         self.group = group
         self.domain = domain
@@ -47,6 +56,8 @@ class SecondaryPair:
         self.downstream_waits = False
         """In a cascade: whether the next site needs a tick of this group, which has to come from upstream."""
         self._context = context
+        self._others = others
+        self._confirms = False
         self._told = False
         self._asked_s = 0.0
         self._connected = False
@@ -115,6 +126,14 @@ class SecondaryPair:
         await self.receiver.stop(farewell)
 
     # ---- events of the receiver ------------------------------------------------------
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what arrives may be called safe: a takeover drops it while any pair of the domain is in doubt."""
+        if not self._confirms:  # doubt comes with a start only
+            doubted = (pair.record.in_doubt and pair.record.state is not PairState.SSWS for pair in self._others())
+            self._confirms = not any(doubted)
+        return self._confirms
 
     def pull_facts(self) -> PullFacts | None:
         record = self.record
@@ -243,6 +262,9 @@ class SecondaryPair:
             record.in_doubt = False
             record.adrift_time = 0
             self._context.save(record)
+            if self.confirms:  # perhaps since now: what the others have may be called safe, too
+                for pair in self._others():
+                    pair.receiver.acknowledge()
 
     def doubt(self) -> None:
         """Say in the journal that this side may lack what it acknowledged; what comes again follows (I5)."""

@@ -166,7 +166,8 @@ class Sender:
             journaled = session.next_seq - 1
             # A position is no confirmation: a stable mirror has journaled more than it may confirm (I4).
             received = min(journaled, max(self.ack.received, pull.durable_seq, start_seq))
-            self.ack = Ack(received, min(pull.durable_seq, received), min(self.ack.applied, received), 0, pull.credit)
+            durable = min(max(self.ack.durable, pull.durable_seq), received)
+            self.ack = Ack(received, durable, min(self.ack.applied, received), 0, pull.credit)
             self.group.set_retention(self.consumer, max(start_seq, self.ack.durable))
         session.links.append(link)
         link.on_frames = self._frames

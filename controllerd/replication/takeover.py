@@ -10,7 +10,7 @@ the primary's that came later can get in, for no receiver is started again.
 On a synchronous leg everything that is journaled here counts (spec §4.4): the primary
 acknowledged nothing that is not, and the pairs of a domain are suspended together. If
 the machine itself restarted since, unsynced records may be gone, and the rule of the
-asynchronous leg applies, which is consistent whatever is missing.
+asynchronous leg applies to the whole domain, which is consistent whatever is missing.
 
 Source: RC ¶45, ¶59-61; spec §5.1, §7.6; invariants I1, I3, I5, I16, I20.
 """
@@ -78,15 +78,22 @@ class Takeover:
             return None
         return None if is_undecided(kept) else read_report(kept["report"])
 
+    @property
+    def _in_doubt(self) -> bool:
+        """Whether a group may lack what others depend on: nothing was confirmed since, so no more than a cut counts."""
+        return any(pair.record.in_doubt for pair in self._pairs)
+
     def _decide(self, plan: FinalPlan) -> _Cut:
         cut = _Cut(plan.cut_time, dict(plan.cut_seqs), list(plan.steps))
+        if self._in_doubt:
+            return cut
         for pair in self._pairs:
-            if pair.record.spec.mode == "sync" and not pair.record.in_doubt:
+            if pair.record.spec.mode == "sync":
                 name, last = pair.group.name, pair.group.last_seq
                 if last > cut.seqs.get(name, 0):
                     cut.steps.append((name, last))
                 cut.seqs[name] = last
-        if all(pair.record.spec.mode == "sync" and not pair.record.in_doubt for pair in self._pairs):
+        if all(pair.record.spec.mode == "sync" for pair in self._pairs):
             cut.time = max(pair.group.last_time for pair in self._pairs)
         return cut
 
@@ -335,7 +342,7 @@ class Takeover:
     async def _promote_in_place(self, pair: SecondaryPair, cut: _Cut) -> None:
         """A synchronous secondary numbers its own records: its journal goes on, and so do those who pull it."""
         group = pair.group
-        if pair.record.in_doubt and cut.seqs[group.name] < group.last_seq:
+        if self._in_doubt and cut.seqs[group.name] < group.last_seq:
             # Something is dropped: a new journal, which its own secondaries cannot go on with.
             generation = self._context.rng.randrange(1, 1 << 32)
             restart = Restart(group, Role.PRIMARY, generation, cut.seqs[group.name], last_time=group.last_time)

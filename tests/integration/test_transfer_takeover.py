@@ -385,6 +385,32 @@ async def test_sync_takeover_after_a_reboot_does_not_trust_what_was_not_synced(t
     await duo.stop()
 
 
+async def test_mirror_confirms_nothing_while_any_group_of_its_domain_is_in_doubt(tmp_path: Path) -> None:
+    duo = await Duo(tmp_path, boot="one").start(mode="sync", sync_timeout_s=300.0)
+    a, b = duo.a, duo.b
+    await write_some(a, 10)
+    await until(duo.arrived)
+    await b.pairs.suspend("A:g-B:g")
+    await b.crash()
+    b.changes["boot"] = "two"
+    await b.start()
+    g, h = (b.pairs.secondaries[f"A:{name}-B:{name}"] for name in "gh")
+    primary = a.pairs.primaries["A:h-B:h"]
+    await until(lambda: not h.record.in_doubt, a, b)
+    assert g.record.in_doubt
+    write = asyncio.create_task(a.write("w", 9, b"waits"))
+    await until(lambda: h.intake.received_seq >= a.group("h").last_seq, a, b)
+    h.receiver.drop("a new session says no more than the old one")
+    await until(lambda: h.receiver.sessions > 1 and h.receiver.connected, a, b)
+    assert primary.sender.ack.received < a.group("h").last_seq
+    assert not write.done()
+    plan = b.pairs.preview()
+    assert {group.group: group.cut_seq for group in plan.groups}["h"] < b.group("h").last_seq
+    await b.pairs.delete("A:g-B:g", force=True)
+    await write
+    await duo.stop()
+
+
 async def test_sync_takeover_after_a_reboot_keeps_all_that_a_stable_group_has(tmp_path: Path) -> None:
     duo = await Duo(tmp_path, boot="one", storage={"durability": "stable", "time_source": "host"}).start(mode="sync")
     a, b = duo.a, duo.b

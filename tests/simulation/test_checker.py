@@ -718,9 +718,54 @@ def test_fua_needs_its_own_write_only() -> None:
     assert found(toy) == {"I4"}
 
 
-@pytest.mark.parametrize("confirmed", [False, True])
-def test_flushed_write_may_be_dropped_by_a_takeover_in_doubt_and_by_no_other(confirmed: bool) -> None:
-    """The simulator's seed 20200576."""
+@pytest.mark.parametrize("again", [False, True])
+def test_a_flush_speaks_of_what_its_site_has_found_again_after_a_power_loss(again: bool) -> None:
+    """The simulator's seed 32010143: the next site showed what its old primary had lost, which was then flushed."""
+    toy = Toy()
+    first = toy.write("v0", 0)
+    _durable(toy, "C", first)
+    toy.flush()
+    second = toy.write("v0", 1)
+    toy.crash("C", "power", lose=1)
+    if again:
+        toy.journaled("C", second, 2)
+    toy.restart("C")
+    toy.take_over("A")
+    toy.image("A")
+    toy.primary = "C"
+    toy.flush()
+    assert found(toy) == ({"I4"} if again else set())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lag_is_measured_against_what_the_primary_has_after_its_power_loss(again: bool) -> None:
+    """The simulator's seed 50003174: a mirror had lost a write, and took over without it."""
+    toy = Toy()
+    first = toy.write("v0", 0)
+    toy.apply(1)
+    toy.journaled("A", first, 1)
+    _durable(toy, "A", first)
+    second = toy.submit("v0", 1)
+    toy.journaled("A", second, 2)
+    toy.crash("A", "power")
+    if again:
+        toy.journaled("A", second, 2)
+    else:
+        toy.logs["A"].remove(second)
+    toy.restart("A")
+    toy.status("C", "g0", "primary", "A", "PSUE", reason="link")
+    toy.ack(second)
+    toy.take_over("A")
+    toy.now += 10
+    toy.status("B", "g0", "secondary", "A", "PAIR", lag_s=0.0)
+    toy.now -= 0.01
+    toy.image("B")
+    assert found(toy) == ({"I14"} if again else set())
+
+
+@pytest.mark.parametrize("confirmed", ["", "v0", "v1"])
+def test_flushed_write_may_be_dropped_by_a_takeover_in_doubt_and_by_no_other(confirmed: str) -> None:
+    """The simulator's seed 20200576. A mirror in doubt confirms nothing in any of its groups."""
     toy = Toy()
     first = toy.write("v0", 0)
     toy.flush()
@@ -728,11 +773,35 @@ def test_flushed_write_may_be_dropped_by_a_takeover_in_doubt_and_by_no_other(con
     toy.crash("A", "power", lose=1)
     toy.restart("A")
     if confirmed:
-        toy.write("v0", 1)
+        toy.write(confirmed, 1)
     toy.logs["A"].remove(first)
     toy.take_over("A")
     toy.image("A")
-    assert ("I3" in found(toy)) == confirmed
+    assert ("I3" in found(toy)) == bool(confirmed)
+
+
+@pytest.mark.parametrize("ticks", ["lost", "kept", "lost and confirmed"])
+def test_flushed_write_may_be_dropped_where_the_ticks_of_another_group_are_lost(ticks: str) -> None:
+    """The simulator's seed 32002738: what was lost of a journal its site cannot know."""
+    toy = Toy()
+    first = toy.write("v0", 0)
+    second = toy.write("v1", 0)
+    toy.flush()
+    toy.journaled("A", second, 1)
+    tick = {"kind": 5, "volume": "", "offset": 0, "length": 0, "data_crc": 0, "serial": None}
+    toy.journaled("A", second, 2, **tick)
+    toy.crash("A", "power")
+    toy.journaled("A", second, 3 if ticks == "kept" else 2, **tick, incarnation=2)
+    toy.restart("A")
+    if ticks == "lost and confirmed":
+        toy.write("v1", 1)
+        toy.flush()
+        toy.crash("A", "power")
+        toy.restart("A")
+    toy.logs["A"].remove(first)
+    toy.take_over("A")
+    toy.image("A")
+    assert ("I3" in found(toy)) == (ticks != "lost")
 
 
 def test_end_that_cannot_use_its_group_is_asked_for_no_state() -> None:

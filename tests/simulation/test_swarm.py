@@ -48,6 +48,19 @@ REGRESSIONS = (
     (41000279, Cut(frozenset({2, 3, 5, 6, 7, 105}), frozenset({0}), 60), "a primary's clock set back made it new"),
     (30000064, Cut(frozenset({1, 3}), frozenset({0}), 10), "a clock set back while a site was down made its image new"),
     (10001894, Cut(frozenset({1, 2, 3}), steps=8), "writes with numbers that a power loss took were not counted"),
+    (
+        32010143,
+        Cut(frozenset({1, 2, 4, 5, 6, 7, 101, 105, 106}), frozenset({0}), 34),
+        "the checker asked a flush for what its site had lost, and another one showed",
+    ),
+    (
+        31200173,
+        Cut(frozenset({2, 3, 4, 5, 6, 7, 106}), frozenset({0}), 25),
+        "a mirror in doubt confirmed what its takeover dropped",
+    ),
+    (32007604, Cut(frozenset({1, 2, 3, 4, 5, 6, 7}), steps=43), "one group of a mirror in doubt was taken over whole"),
+    (32002738, Cut(steps=38), "the checker took lost ticks for nothing that a mirror in doubt could lack"),
+    (50003174, Cut(), "the checker measured a lag against what the primary had lost with its power"),
 )
 """Seeds that failed once, without what was not needed for it, and why they did."""
 

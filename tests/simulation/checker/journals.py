@@ -10,7 +10,15 @@ from typing import ClassVar, Final
 
 from tests.simulation.checker.base import Invariant
 from tests.simulation.checker.world import World, Write
-from tests.simulation.history import Acknowledged, Durable, Event, FlushAnswered, FlushSubmitted, Journaled
+from tests.simulation.history import (
+    Acknowledged,
+    Crashed,
+    Durable,
+    Event,
+    FlushAnswered,
+    FlushSubmitted,
+    Journaled,
+)
 
 _NOTE: Final = 16
 """Kind of a record that has no number of its own."""
@@ -131,7 +139,14 @@ class DurableFirst(Invariant):
     """I4: a flush succeeds when the journal has on its disk what was acknowledged before; a mirror's journal too."""
 
     name: ClassVar[str] = "I4"
-    sees: ClassVar[tuple[type[Event], ...]] = (Durable, Acknowledged, FlushSubmitted, FlushAnswered)
+    sees: ClassVar[tuple[type[Event], ...]] = (
+        Journaled,
+        Durable,
+        Acknowledged,
+        FlushSubmitted,
+        FlushAnswered,
+        Crashed,
+    )
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -139,10 +154,20 @@ class DurableFirst(Invariant):
         self._sites: set[str] = set()
         self._acked: dict[tuple[str, str], list[Write]] = {}
         """Site and volume -> writes that no flush has covered yet."""
+        self._lost: dict[tuple[str, int], Write] = {}
+        """Site and serial -> writes that no flush had covered when its power went, unless it has found them again."""
         self._flushes: dict[int, tuple[FlushSubmitted, list[Write]]] = {}
 
     def see(self, event: Event) -> None:
         match event:
+            case Journaled():
+                found = self._lost.pop((event.site, event.serial or 0), None)
+                if found is not None:
+                    self._acked.setdefault((event.site, found.event.volume), []).append(found)
+            case Crashed(how="power" | "disk"):
+                # What an earlier life of the site lost without a flush is not what a later flush speaks of.
+                for place in [place for place in self._acked if place[0] == event.site]:
+                    self._lost.update({(event.site, write.serial): write for write in self._acked.pop(place)})
             case Durable():
                 self._has.update((event.site, serial) for serial in event.serials)
                 self._sites.add(event.site)
@@ -168,8 +193,7 @@ class DurableFirst(Invariant):
             if write.zeros:
                 continue
             for site in (write.event.site, *self._mirrors(write)):
-                # What an earlier life of the site lost without a flush is not what this flush speaks of.
-                if site in self._sites and (site, write.serial) not in self._has and not write.losable:
+                if site in self._sites and (site, write.serial) not in self._has:
                     self.wrong(f"write {write.serial} was flushed, and is not durable in the journal of {site}")
                     return
 

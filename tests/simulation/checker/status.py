@@ -17,6 +17,7 @@ from tests.simulation.history import (
     Acknowledged,
     Answered,
     Crashed,
+    Durable,
     Event,
     Image,
     Journaled,
@@ -75,17 +76,23 @@ class HonestLag(Invariant):
     """I14: the lag that a secondary reports is never less than the age of what its image misses."""
 
     name: ClassVar[str] = "I14"
-    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status, Image, Journaled)
+    sees: ClassVar[tuple[type[Event], ...]] = (Acknowledged, Status, Image, Journaled, Durable, Crashed)
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self._reports: dict[tuple[str, str], Status] = {}
         self._acked_at: dict[int, float] = {}
         self._has: set[tuple[str, int]] = set()
+        self._durable: set[tuple[str, int]] = set()
 
     def see(self, event: Event) -> None:
         if isinstance(event, Acknowledged):
             self._acked_at[event.serial] = event.at
+        elif isinstance(event, Durable):
+            self._durable.update((event.site, serial) for serial in event.serials)
+        elif isinstance(event, Crashed):
+            if event.how in ("power", "disk"):  # what recovery finds beyond that is journaled again
+                self._has = {place for place in self._has if place[0] != event.site or place in self._durable}
         elif isinstance(event, Journaled):
             if event.serial is not None:
                 self._has.add((event.site, event.serial))

@@ -142,6 +142,10 @@ class World:
         self._held: set[tuple[str, str]] = set()
         self._sites: dict[str, _Site] = {}
         self._lives: dict[tuple[str, str], Life] = {}
+        self._runs: dict[tuple[str, str, int], dict[int, int]] = {}
+        """Site, group and generation -> number -> incarnation of its record there."""
+        self._shortened: dict[tuple[str, str], int] = {}
+        """Site and group -> index of the event that showed that its journal had lost its end."""
         self._flushes: dict[int, tuple[FlushSubmitted, int]] = {}
         self._unfinished: dict[int, Write] = {}
         self._unflushed: dict[int, Write] = {}
@@ -352,29 +356,46 @@ class World:
     def _take_over(self, order: Ordered) -> None:
         site = self._site(order.site)
         site.era += 1
-        for pair in self.pairs:
-            if pair.secondary != order.site or pair.taken_over or order.group not in ("", pair.group):
-                continue
+        pairs = [
+            pair
+            for pair in self.pairs
+            if pair.secondary == order.site and not pair.taken_over and order.group in ("", pair.group)
+        ]
+        for pair in pairs:
             parent = self.life(pair.group, pair.primary)
             life = Life(pair.group, order.site, parent, self.index)
-            if pair.mode == "sync" and not self._in_doubt(pair, parent):
+            if pair.mode == "sync" and not self._in_doubt(pair, pairs):
                 life.floor = {write.serial: "I3" for write in self._of(parent) if self._mirrored(pair, write)}
                 life.floor.update(self._inherited(pair, parent))
             pair.taken_over = True
             self._lives[pair.group, order.site] = life
 
-    def _in_doubt(self, pair: Pair, parent: Life) -> bool:
+    def _in_doubt(self, pair: Pair, pairs: list[Pair]) -> bool:
         """Whether a mirror lost its power and has confirmed nothing since, and may lack something of another group.
 
-        That may end the cut before what was flushed (ARCHITECTURE, known limits).
+        That may end the cut before what was flushed (ARCHITECTURE, known limits). ``pairs``: taken over together.
         """
         back = self._site(pair.secondary).back
-        if self.history.stable or any(back < write.index and write.acked <= pair.left for write in self._of(parent)):
+        if self.history.stable or any(self._confirmed(each, back) for each in pairs):
             return False
-        others = {other.group for other in self.pairs if other.secondary == pair.secondary} - {pair.group}
+        others = [other for other in pairs if other is not pair]
+        groups = {other.group for other in others}
         return any(
-            write.event.group in others and write.index < back < write.flushed_at for write in self.writes.values()
-        )
+            write.event.group in groups and write.index < back < write.flushed_at for write in self.writes.values()
+        ) or any(self._cut_short(other) for other in others)
+
+    def _cut_short(self, pair: Pair) -> bool:
+        """Whether the end of a mirror's journal was lost, though it were ticks only, and nothing was confirmed since.
+
+        What it does not have any more the mirror cannot know.
+        """
+        index = self._shortened.get((pair.secondary, pair.group))
+        return index is not None and not self._confirmed(pair, index)
+
+    def _confirmed(self, pair: Pair, since: int) -> bool:
+        """Whether a mirror has confirmed a write that was submitted to its primary after ``since``."""
+        life = self.life(pair.group, pair.primary)
+        return any(since < write.index and write.acked <= pair.left for write in self._of(life))
 
     def _inherited(self, pair: Pair, parent: Life) -> dict[int, str]:
         """What of the floor of ``parent`` its mirror has too: what was there when the pair began, or was mirrored."""
@@ -408,3 +429,7 @@ class World:
     def _journaled(self, event: Event) -> None:
         assert isinstance(event, Journaled)
         self.tapped.add(event.site)
+        runs = self._runs.setdefault((event.site, event.group, event.generation), {})
+        if runs.setdefault(event.sequence, event.incarnation) != event.incarnation:
+            self._shortened[event.site, event.group] = self.index
+            runs[event.sequence] = event.incarnation
