@@ -126,6 +126,7 @@ async def test_writes_acknowledged_without_the_middle_site_count_as_unknown_at_t
     await until(lambda: cascade.at_b().holder_why, b)
     heard = cascade.at_b().unknown_since
     assert heard is not None
+    await asyncio.sleep(0.5)  # what a heartbeat takes to be taken in counts as known
     await c.write("v", 1, b"alone")
     alone = c.group("g").last_time
     await a.start()
