@@ -20,7 +20,7 @@ demo: ## Three controllers, real data, kill -9 and takeover, on this machine (AR
 	@deploy/setup demo
 	@$(BIN)/python -m deploy.demo.run $(ARGS)
 
-test: ## Run the whole test suite (ARGS="-k journal" for a part; SIMULATE_MINUTES=5 of fresh simulated seeds)
+test: ## Run the whole test suite (ARGS="-k journal" for a part; SIMULATE_MINUTES=5: of fresh simulated seeds)
 	@deploy/setup test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
