@@ -33,12 +33,15 @@ class Retention:
         self._acked.clear()
 
     def keep(self, consumer: str, acked: int | None) -> None:
-        """Keep the journal above ``acked`` for ``consumer``; None: it needs nothing more."""
+        """Keep the journal above ``acked`` for ``consumer``; None: it needs nothing more.
+
+        What is gone already is not kept, whoever asks for it: the next start would look for it in vain.
+        """
         group, journal = self._group, self._group.journal
         if acked is None:
             self._acked.pop(consumer, None)
         else:
-            self._acked[consumer] = acked
+            self._acked[consumer] = max(acked, journal.first - 1)
         journal.keep_tail = bool(self._acked)
         kept = self.through()
         journal.trim_tail(group.last_seq if kept is None else kept)

@@ -50,6 +50,7 @@ REGRESSIONS = (
     (40002315, Cut(frozenset({0}), steps=26), "numbers of other groups were claimed no more once a primary was silent"),
     (41000279, Cut(frozenset({2, 3, 5, 6, 7, 105}), frozenset({0}), 60), "a primary's clock set back made it new"),
     (30000064, Cut(frozenset({1, 3}), frozenset({0}), 10), "a clock set back while a site was down made its image new"),
+    (1189, Cut(), "a mirror that confirmed nothing had the next start of its primary look for what was gone"),
     (10001894, Cut(frozenset({1, 2, 3}), steps=8), "writes with numbers that a power loss took were not counted"),
     (
         32010143,

@@ -232,6 +232,31 @@ def test_held_group_keeps_what_its_next_recovery_needs() -> None:
     machine.destroy()
 
 
+def test_consumer_that_has_less_than_the_journal_keeps_cannot_have_the_next_start_look_for_it() -> None:
+    machine = make_machine(cache=64 << 20)
+    written: list[int] = []
+
+    async def scenario(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        for number in range(20):
+            written.append(put(system, "v0", 0, bytes([number]) * SIZE))
+            await system.checkpointer.checkpoint()
+        assert group.journal.first > 1
+        group.set_retention("peer", 0)
+        await system.checkpointer.checkpoint()
+        assert group.kept_through() == group.journal.first - 1
+
+    async def after(system: StorageSystem) -> None:
+        group = system.groups["g0"]
+        assert group.read_error is None
+        assert group.last_seq == written[-1]
+
+    live(machine, scenario)
+    machine.crash(Loss.KILL)
+    live(machine, after)
+    machine.destroy()
+
+
 def test_recovery_larger_than_the_cache_gives_no_file_to_two_segments() -> None:
     machine = make_machine(groups=2, cache=256 << 10)
 
