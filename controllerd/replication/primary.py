@@ -103,11 +103,11 @@ class PrimaryPair:
             group.refuse_writes(self._fence_error())
         elif self.active:
             # After a restart the first PULL says what the secondary has; until then all that is there is kept.
-            group.set_retention(self.sender.consumer, max(record.start_seq, group.journal.first - 1))
+            group.set_retention(self.sender.consumer, record.start_seq)
             if self.mirror is not None:
                 self.mirror.start(record.start_seq if created else 0)
         elif record.spec.keep_journal:
-            group.set_retention(self.sender.consumer, max(record.start_seq, group.journal.first - 1))
+            group.set_retention(self.sender.consumer, record.start_seq)
 
     def _surely_has(self) -> int | None:
         """Number up to which the secondary has everything durably, and nothing else; None: it was not heard yet.
