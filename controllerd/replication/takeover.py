@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from controllerd.model.apply_plan import FinalPlan
-from controllerd.model.errors import Busy, NotFound, RemoteCopyError
+from controllerd.model.errors import NotFound, RemoteCopyError
 from controllerd.model.lag import LEAST_S
 from controllerd.model.pair_state import PairEvent, PairState, Role, next_state
 from controllerd.model.records import DATA_KINDS
@@ -32,6 +32,7 @@ from controllerd.replication.context import Context
 from controllerd.replication.secondary import SecondaryPair
 from controllerd.replication.status import find_holder
 from controllerd.replication.takeover_report import MissingVolume, TakeoverGroup, TakeoverReport, read_report
+from controllerd.storage.catalogue import Catalogue
 from controllerd.storage.group import Group
 from controllerd.storage.role_changes import Restart
 
@@ -220,20 +221,18 @@ class Takeover:
         try:
             return await self._run()
         except RemoteCopyError as error:
-            if self._decided() is not None:  # nothing is pulled any more, which needs a reason for people
+            if self._undecided() is not None:  # nothing is pulled any more, which needs a reason for people
                 reason = f"the takeover of domain {domain.name} is not finished, order it again: {error}"
                 for pair in self._pairs:
                     pair.receiver.reason = reason
             raise
 
-    def _decided(self) -> dict[str, Any] | None:
-        """What was decided and is not finished."""
-        kept = self._context.storage.catalogue.get_documents(TABLE).get(self._domain.name)
-        return kept if kept is not None and is_undecided(kept) else None
+    def _undecided(self) -> dict[str, Any] | None:
+        return find_undecided(self._context.storage.catalogue, self._domain.name)
 
     async def _run(self) -> TakeoverReport:
         domain = self._domain
-        decided = self._decided()
+        decided = self._undecided()
         if decided is not None:
             self._close_reads()  # a run before may have applied a part of the cut
         for pair in self._pairs:  # before anything is decided: what such a group has is not known
@@ -405,11 +404,7 @@ def is_undecided(document: dict[str, Any]) -> bool:
     return document.get("report") is None
 
 
-def refuse_during_takeover(document: dict[str, Any] | None, domain: str) -> None:
-    """Refuse an order on a domain whose takeover is decided and not finished.
-
-    Raises:
-        Busy: it is so.
-    """
-    if document is not None and is_undecided(document):
-        raise Busy(f"a takeover of domain {domain} is under way; order it again to finish it")
+def find_undecided(catalogue: Catalogue, domain: str) -> dict[str, Any] | None:
+    """The kept takeover of a domain that was decided and not finished."""
+    kept = catalogue.get_documents(TABLE).get(domain)
+    return kept if kept is not None and is_undecided(kept) else None

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from controllerd.model.errors import Conflict, NotFound, RemoteCopyError
+from controllerd.model.errors import Busy, Conflict, NotFound, RemoteCopyError
 from controllerd.model.pair_state import PairState
 from controllerd.replication.context import Context
 from controllerd.replication.register import PairRegister
-from controllerd.replication.takeover import TABLE, Takeover, is_undecided, refuse_during_takeover
+from controllerd.replication.takeover import TABLE, Takeover, find_undecided, is_undecided
 from controllerd.replication.takeover_report import TakeoverReport
 
 
@@ -70,8 +70,7 @@ class TakeoverOrders:
 
     def under_way(self, domain: str) -> bool:
         """Whether a takeover of ``domain`` is decided and not finished."""
-        document = self._context.storage.catalogue.get_documents(TABLE).get(domain)
-        return document is not None and is_undecided(document)
+        return find_undecided(self._context.storage.catalogue, domain) is not None
 
     def check(self, domain: str) -> None:
         """Refuse an order on a domain meanwhile.
@@ -79,7 +78,8 @@ class TakeoverOrders:
         Raises:
             Busy: one is under way.
         """
-        refuse_during_takeover(self._context.storage.catalogue.get_documents(TABLE).get(domain), domain)
+        if self.under_way(domain):
+            raise Busy(f"a takeover of domain {domain} is under way; order it again to finish it")
 
     async def finish(self) -> None:
         """Finish those that a crash left undone, after a start."""
