@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Any, Final
 
-from controllerd.model.errors import RemoteCopyError
-from controllerd.replication.backoff import Backoff
 from controllerd.replication.context import Context
-from controllerd.replication.frames import FrameError, FrameType
-from controllerd.replication.links import ask
+from controllerd.replication.frames import Frame, FrameType
+from controllerd.replication.links import tell
 from controllerd.replication.messages import Farewell, Refuse, RefuseCode
 from controllerd.replication.pair_record import PairRecord
 
@@ -71,22 +70,15 @@ class Farewells:
             await task
 
     async def _tell(self, peer: str, farewell: Farewell) -> None:
-        settings = self._context.settings
-        backoff = Backoff(settings.backoff_min_s, settings.fence_backoff_max_s, self._context.rng)
-        while True:
-            if await self._heard(peer, farewell):
-                break
-            await asyncio.sleep(backoff.next_s())
+        await tell(
+            self._context.settings, peer, farewell.encode(), self._context.rng, partial(self._heard, farewell.pair)
+        )
         self._tasks.pop(farewell.pair, None)
         self._context.report("peer-told-of-deletion", {"pair": farewell.pair, "peer": peer})
 
-    async def _heard(self, peer: str, farewell: Farewell) -> bool:
-        try:
-            answer = await ask(self._context.settings, peer, farewell.encode())
-            refused = answer.type == FrameType.REFUSE and Refuse.decode_untrusted(answer.payload).code in _HEARD
-            if refused or answer.type == FrameType.FAREWELL:
-                self._context.storage.catalogue.delete_document(TABLE, farewell.pair)
-                return True
-        except (RemoteCopyError, FrameError):
-            pass  # not reached, or the catalogue is not writable: again
-        return False
+    def _heard(self, identity: str, answer: Frame) -> bool:
+        refused = answer.type == FrameType.REFUSE and Refuse.decode_untrusted(answer.payload).code in _HEARD
+        if not refused and answer.type != FrameType.FAREWELL:
+            return False
+        self._context.storage.catalogue.delete_document(TABLE, identity)
+        return True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -19,6 +20,7 @@ from typing_extensions import Buffer
 
 from controllerd.model.errors import NotAuthorised, RemoteCopyError, Unreachable
 from controllerd.replication.auth import Handshake, Peer
+from controllerd.replication.backoff import Backoff
 from controllerd.replication.frames import Frame, FrameError, FrameReader
 from controllerd.replication.settings import ReplicationSettings
 from controllerd.sockets import bind_unix, remove_unix
@@ -308,6 +310,23 @@ async def ask(settings: ReplicationSettings, peer: str, question: bytes) -> Fram
         raise FrameError(f"{peer} did not answer") from None
     finally:
         link.close("asked")
+
+
+async def tell(
+    settings: ReplicationSettings, peer: str, order: bytes, rng: random.Random, heard: Callable[[Frame], bool]
+) -> None:
+    """Send an order to ``peer`` at growing intervals until ``heard`` says of an answer that it is the last.
+
+    What fails is tried again: the peer may be away for long, and ``heard`` may not be able to keep what it learnt.
+    """
+    backoff = Backoff(settings.backoff_min_s, settings.fence_backoff_max_s, rng)
+    while True:
+        try:
+            if heard(await ask(settings, peer, order)):
+                return
+        except (RemoteCopyError, FrameError):
+            pass
+        await asyncio.sleep(backoff.next_s())
 
 
 class Acceptor:

@@ -19,12 +19,11 @@ from controllerd.model.errors import BadOrder, RemoteCopyError
 from controllerd.model.pair_state import PairEvent, PairState, Role
 from controllerd.model.records import Kind
 from controllerd.replication.applier import DomainApplier
-from controllerd.replication.backoff import Backoff
 from controllerd.replication.contact import Contact
 from controllerd.replication.context import Context, is_active
-from controllerd.replication.frames import Frame, FrameError, FrameType
+from controllerd.replication.frames import Frame, FrameType
 from controllerd.replication.intake import AsyncIntake, SyncIntake
-from controllerd.replication.links import ask
+from controllerd.replication.links import tell
 from controllerd.replication.messages import Accept, Fence, Fenced, Notice, Refuse, RefuseCode
 from controllerd.replication.pair_record import PairRecord
 from controllerd.replication.receiver import PullFacts, Receiver
@@ -413,24 +412,23 @@ class SecondaryPair:
             self._fencing = asyncio.get_running_loop().create_task(self._fence(self.record.fence))
 
     async def _fence(self, facts: dict[str, object]) -> None:
-        settings = self._context.settings
-        backoff = Backoff(settings.backoff_min_s, settings.fence_backoff_max_s, self._context.rng)
         record = self.record
         cut_seq = int(str(facts["cut_seq"]))
         order = Fence(
             record.spec.identity, int(str(facts["generation"])), cut_seq, record.incarnation_of(cut_seq),
             str(facts["reason"]),
         )  # fmt: skip
-        while True:
-            try:
-                answer = await ask(settings, record.peer, order.encode())
-                if answer.type == FrameType.FENCED:
-                    return self._fence_told(Fenced.decode_untrusted(answer.payload))
-                if _is_unknown(answer):
-                    return self._fence_told(None)
-            except (RemoteCopyError, FrameError):
-                pass  # not reached: that is why there was a takeover; try again
-            await asyncio.sleep(backoff.next_s())
+
+        def heard(answer: Frame) -> bool:
+            if answer.type == FrameType.FENCED:
+                self._fence_told(Fenced.decode_untrusted(answer.payload))
+            elif _is_unknown(answer):
+                self._fence_told(None)
+            else:
+                return False
+            return True
+
+        await tell(self._context.settings, record.peer, order.encode(), self._context.rng, heard)
 
     def _fence_told(self, fenced: Fenced | None) -> None:
         """The old primary takes no more writes; ``fenced``: what it has behind the cut, None: it has no pair."""
