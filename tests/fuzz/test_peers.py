@@ -45,6 +45,12 @@ class _Primary:
             )  # fmt: skip
             await stage.target.life.perform(stage.target.pairs.create(Role.SECONDARY, order))
 
+    async def accepted(self, mode: Mode) -> None:
+        """Start, and wait until T pulls group g on both links and has read the answer."""
+        await self.start(mode)
+        await self.stage.until(lambda: len(self.links) == 2, "T pulls")
+        await asyncio.sleep(0.1)
+
     def secondary(self, group: str = "g") -> SecondaryPair:
         """T's side of a pair with X."""
         return self.stage.target.pairs.secondaries[f"{ATTACKER}:{group}-{TARGET}:{group}"]
@@ -76,9 +82,7 @@ def test_records_beyond_the_credit_end_the_session(mode: Mode) -> None:
     primary = _Primary(stage, _accept())
 
     async def scenario() -> None:
-        await primary.start(mode)
-        await stage.until(lambda: len(primary.links) == 2, "T pulls")
-        await asyncio.sleep(0.1)
+        await primary.accepted(mode)
         link = primary.links[-1]
         for sequence in range(1, 1001):
             stage.attacker.send(link, primary.record(sequence, 5))  # nothing of one time can be shown, and leave
@@ -100,9 +104,7 @@ def test_time_at_the_end_of_all_times_is_not_given_to_other_groups(mode: Mode) -
     primary = _Primary(stage, _accept())
 
     async def scenario() -> None:
-        await primary.start(mode)
-        await stage.until(lambda: len(primary.links) == 2, "T pulls")
-        await asyncio.sleep(0.1)
+        await primary.accepted(mode)
         stage.attacker.send(primary.links[-1], primary.record(1, _LATEST))
         group = stage.target.storage.groups["g"]
         await stage.until(lambda: group.durable_seq >= 1, "the record is journaled")

@@ -12,6 +12,15 @@ from controllerd.model.pair_state import PairState, Role
 from tests.integration.transfer_site import Site, caught_up, connected, pair, spec, until
 
 
+async def both_copied(a: Site, b: Site) -> None:
+    """Pair both groups; the secondary has "x" and "y" of them."""
+    for group in "gh":
+        await pair(a, group, b)
+    await a.write("v", 0, b"x")
+    await a.write("w", 0, b"y")
+    await caught_up(a, b, "g", "h")
+
+
 @pytest.fixture
 async def sites(tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
     """A primary and a secondary with two groups of one volume each, not paired yet."""
@@ -119,11 +128,7 @@ async def test_forced_deletion_at_a_secondary_reaches_its_primary_later(sites: t
 
 async def test_primary_is_forgotten_and_the_secondary_keeps_its_copy(sites: tuple[Site, Site]) -> None:
     a, b = sites
-    for group in "gh":
-        await pair(a, group, b)
-    await a.write("v", 0, b"x")
-    await a.write("w", 0, b"y")
-    await caught_up(a, b, "g", "h")
+    await both_copied(a, b)
     await hold(a, "g")
     found = await a.pairs.forget_group("g")
     assert [(record.role, told) for record, told in found.pairs] == [(Role.PRIMARY, False)]
@@ -135,11 +140,7 @@ async def test_primary_is_forgotten_and_the_secondary_keeps_its_copy(sites: tupl
 
 async def test_unfinished_takeover_goes_on_without_a_forgotten_group(sites: tuple[Site, Site]) -> None:
     a, b = sites
-    for group in "gh":
-        await pair(a, group, b)
-    await a.write("v", 0, b"x")
-    await a.write("w", 0, b"y")
-    await caught_up(a, b, "g", "h")
+    await both_copied(a, b)
     await a.crash()
     promote = b.storage.restart_groups
 

@@ -12,6 +12,7 @@ from controllerd.model.records import HEADER_SIZE
 from controllerd.storage import journal
 from controllerd.storage.journal_format import DATA_START
 from controllerd.storage.system import StorageSystem
+from controllerd.storage.volume import Volume
 from tests.simulation.disk import Loss
 from tests.simulation.remains import after_kill
 from tests.simulation.small_case import PIECE, REGION, SIZE, settings
@@ -27,12 +28,18 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "PIECE_MAX", PIECE)
 
 
-async def _write_and_flush(system: StorageSystem) -> None:
-    """Records 1 and 2 are durable, and 2 and 3 say so of what is before them; 3 is not."""
+def _make_volume(system: StorageSystem) -> Volume:
     system.create_disk("d", f"{DATA}/disks/d.img", 4 * REGION)
     system.create_pool("p", ["d"])
-    group = system.create_group("g")
+    system.create_group("g")
     volume, _ = system.create_volume("v", SIZE, pool="p", group="g")
+    return volume
+
+
+async def _write_and_flush(system: StorageSystem) -> None:
+    """Records 1 and 2 are durable, and 2 and 3 say so of what is before them; 3 is not."""
+    volume = _make_volume(system)
+    group = volume.group
     for number in (1, 2, 3):
         group.stage_write(volume, number * WRITE, memoryview(bytes([number]) * WRITE))
         group.commit()
@@ -98,10 +105,8 @@ def test_damage_that_a_kill_cannot_have_made_stays_an_alarm(loss: Loss) -> None:
 
 async def _write_three(system: StorageSystem) -> None:
     """Records 1 to 3, and none says that one is durable."""
-    system.create_disk("d", f"{DATA}/disks/d.img", 4 * REGION)
-    system.create_pool("p", ["d"])
-    group = system.create_group("g")
-    volume, _ = system.create_volume("v", SIZE, pool="p", group="g")
+    volume = _make_volume(system)
+    group = volume.group
     for number in (1, 2, 3):
         group.stage_write(volume, number * WRITE, memoryview(bytes([number]) * WRITE))
     group.commit()
